@@ -1,9 +1,9 @@
 """The page manager: page tables and a circular free list, all of it on the device.
 
 One table row belongs to one (request slot, layer, KV head). Its high-tier pages fill the row from the left,
-its low-tier pages from the right (LeanKV, arXiv 2412.03131, section 5). Every operation is one `resize` of many rows at once:
-each row counts its own need, a prefix sum gives each its place in the free list, then all write.
-Nothing is read back to the host.
+its low-tier pages from the right (LeanKV, arXiv 2412.03131, section 5). Every operation is one `resize` of many rows at
+once: each row counts its own need, a prefix sum gives each its place in the free list, then all write. Nothing is read
+back to the host.
 
 A call that cannot be met in full writes nothing: it records the shortage on the device and clears `OK` in `state`.
 """

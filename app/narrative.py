@@ -1,0 +1,160 @@
+"""The comparison in plain words: which policy wins, by how much, what limits it, and at which rate the order flips.
+
+Pure functions of the runs' summaries and of the rate sweep, so that every claim on the page can be tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from leankv.app.figures.style import duration, number
+from leankv.app.rates import ATTAINMENT, TIE, flips, knee, leader, leaders, policies_of, rows_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Summary = Mapping[str, Any]
+
+LIMITS = {
+    "compute": "compute (the GPU's arithmetic)",
+    "memory bandwidth": "memory bandwidth (reading weights and KV cache)",
+    "KV capacity": "KV capacity (memory for the cache runs out)",
+    "arrivals": "arrivals (the GPU has time to spare)",
+}
+
+
+def winner(summaries: Mapping[str, Summary]) -> str:
+    """The policy with the most goodput; within a tie, the lowest mean end-to-end latency; unstable runs come last."""
+    stable = {policy: summary for policy, summary in summaries.items() if summary["stable"]}
+    rows = [
+        {"policy": policy, "goodput_rps": summary["request_goodput"], "mean_e2el_ms": summary["mean_e2el_ms"]}
+        for policy, summary in (stable or summaries).items()
+    ]
+    return leader(rows)
+
+
+def verdict(summaries: Mapping[str, Summary], baseline: str = "fp16") -> str:
+    """One or two sentences (Markdown) on the comparison at the page's rate."""
+    if len(summaries) == 1:
+        return _alone(*next(iter(summaries.items())))
+    best = winner(summaries)
+    against = baseline if baseline in summaries and baseline != best else _runner_up(summaries, best)
+    return f"{_lead(best, summaries[best], against, summaries[against])} {_limit(best, summaries[best])}"
+
+
+def _alone(policy: str, summary: Summary) -> str:
+    served = f"**{policy}** serves {number(summary['request_goodput'])} requests/s within the SLO"
+    return f"{served} ({_attainment(summary)} of all requests). {_limit(policy, summary)}"
+
+
+def _runner_up(summaries: Mapping[str, Summary], best: str) -> str:
+    return winner({policy: summary for policy, summary in summaries.items() if policy != best})
+
+
+def _lead(best: str, ours: Summary, against: str, theirs: Summary) -> str:
+    if ours["request_goodput"] == 0:
+        return f"**No policy meets the SLO** for any request; **{best}** is the fastest of them."
+    if theirs["request_goodput"] == 0:
+        return (
+            f"**{best} wins**: {number(ours['request_goodput'])} requests/s within the SLO "
+            f"({_attainment(ours)} of all), while {against} serves none in time."
+        )
+    gain = ours["request_goodput"] / theirs["request_goodput"] - 1
+    if gain > TIE:
+        times = f"{gain:.0%} more" if gain < 1 else f"{1 + gain:.1f} times"
+        return (
+            f"**{best} wins**: {number(ours['request_goodput'])} requests/s within the SLO, "
+            f"{times} {'than' if gain < 1 else 'that of'} {against} ({_attainment(ours)} of all requests "
+            f"against {_attainment(theirs)}){_doubt(ours, theirs)}."
+        )
+    return _latency_lead(best, ours, against, theirs)
+
+
+def _latency_lead(best: str, ours: Summary, against: str, theirs: Summary) -> str:
+    tie = f"{best} and {against} serve the same within the SLO ({_attainment(ours)} against {_attainment(theirs)})"
+    faster = 1 - ours["mean_e2el_ms"] / theirs["mean_e2el_ms"]
+    if abs(faster) < 0.005:
+        return f"**A tie**: {tie} and equally fast."
+    return (
+        f"**{best} is {'ahead by latency' if faster > 0 else 'ahead by a hair of goodput'}**: {tie}; "
+        f"a request takes {duration(ours['mean_e2el_ms'])} on average, {abs(faster):.0%} "
+        f"{'less' if faster > 0 else 'more'} than with {against}."
+    )
+
+
+def _doubt(ours: Summary, theirs: Summary) -> str:
+    """A clause where the two goodputs' intervals overlap: the order may be chance."""
+    mine = ours.get("intervals", {}).get("request_goodput")
+    other = theirs.get("intervals", {}).get("request_goodput")
+    if not mine or not other or mine[0] > other[1]:
+        return ""
+    return "; their intervals overlap, so the order may be chance"
+
+
+def attainment(summary: Summary) -> float:
+    """Share of all requests, rejected ones too, that met every SLO."""
+    requests = summary["completed"] + summary["rejected"]
+    return summary["request_goodput"] * summary["duration_s"] / requests if requests else 0.0
+
+
+def _attainment(summary: Summary) -> str:
+    return f"{attainment(summary):.0%}"
+
+
+def _limit(policy: str, summary: Summary) -> str:
+    return f"It is limited by {LIMITS.get(summary['limited_by'], summary['limited_by'])}."
+
+
+def warnings(summaries: Mapping[str, Summary]) -> list[str]:
+    """What a reader must know before believing the figures, one line each."""
+    said = []
+    unstable = [policy for policy, summary in summaries.items() if not summary["stable"]]
+    if unstable:
+        one = len(unstable) == 1
+        said.append(
+            f"{_listed(unstable)} {'is' if one else 'are'} unstable here: the queue keeps growing, so "
+            f"{'its' if one else 'their'} latencies measure the length of the trace. Lower the rate to compare them."
+        )
+    for policy, summary in summaries.items():
+        if summary["rejected"]:
+            said.append(
+                f"{policy} rejected {summary['rejected']:,} of {summary['rejected'] + summary['completed']:,} requests "
+                "(longer than the model's context or than the KV memory); they count as out of SLO."
+            )
+    return said
+
+
+def flip_sentence(sweep: pa.Table) -> str:
+    """At which rate the order of the policies flips, and where each gives way (Markdown)."""
+    order = leaders(sweep)
+    if len(policies_of(sweep)) < 2 or len(order) < 2:
+        return _knees(sweep)
+    changes = flips(sweep)
+    if not changes:
+        low, high = order[0][0], order[-1][0]
+        first = f"**{order[0][1]}** leads at every rate from {number(low)} to {number(high)} requests/s."
+        return f"{first} {_knees(sweep)}"
+    story = [f"**{changes[0].before}** leads at low rates"]
+    story += [
+        f"**{flip.after}** takes over between {number(flip.below_rps)} and {number(flip.above_rps)} requests/s"
+        for flip in changes
+    ]
+    return f"The order flips with the rate: {_listed(story, 'then')}. {_knees(sweep)}"
+
+
+def _knees(sweep: pa.Table) -> str:
+    said = []
+    for policy in policies_of(sweep):
+        found = knee(rows_of(sweep, policy))
+        if found is None:
+            said.append(f"{policy} below the lowest rate")
+        else:
+            said.append(f"{policy} {number(found.rate_rps)}{'' if found.reached else ' or more'}")
+    return f"Highest rate with {ATTAINMENT:.0%} of requests in time: {_listed(said)} requests/s." if said else ""
+
+
+def _listed(items: list[str], last: str = "and") -> str:
+    if len(items) <= 1:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {last} {items[-1]}"

@@ -1,0 +1,107 @@
+"""What a sweep over request rates says: where each policy's knee is, and where the order of the policies changes.
+
+A sweep is a table with one row per policy and rate; `COLUMNS` names what the functions here read. Its goodput is the
+offered rate times the share of requests in time: requests over the run's duration would also count the drain after the
+last arrival, which weighs most where the trace is played fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ATTAINMENT = 0.9  # share of the offered requests that must meet every SLO up to the knee
+TIE = 0.02  # goodputs closer than this share of the best are told apart by latency instead
+
+COLUMNS = (
+    "policy",
+    "rate_scale",
+    "offered_rps",
+    "attainment",
+    "goodput_rps",
+    "throughput_rps",
+    "mean_e2el_ms",
+    "p99_ttft_ms",
+    "p99_tpot_ms",
+    "limited_by",
+    "stable",
+)
+
+
+@dataclass(frozen=True)
+class Knee:
+    """The highest rate at which a policy still serves `ATTAINMENT` of the requests within their SLOs."""
+
+    policy: str
+    rate_rps: float
+    goodput_rps: float
+    reached: bool  # False: the sweep ended before the policy gave way, so the knee lies above `rate_rps`
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Between two neighbouring rates of the sweep the leader changes."""
+
+    below_rps: float
+    above_rps: float
+    before: str
+    after: str
+
+
+def rows_of(sweep: pa.Table, policy: str) -> list[dict[str, Any]]:
+    """The policy's rows, by rising rate."""
+    rows = [row for row in sweep.to_pylist() if row["policy"] == policy]
+    return sorted(rows, key=lambda row: row["offered_rps"])
+
+
+def policies_of(sweep: pa.Table) -> list[str]:
+    """The policies in order of first appearance."""
+    return list(dict.fromkeys(sweep["policy"].to_pylist()))
+
+
+def knee(rows: Sequence[dict[str, Any]]) -> Knee | None:
+    """The knee of one policy's rows (by rising rate), interpolated between the rates around it; None if all lie past it."""
+    last = None
+    for row in rows:
+        share = row["attainment"]
+        if share < ATTAINMENT:
+            if last is None:
+                return None
+            way = (last["attainment"] - ATTAINMENT) / (last["attainment"] - share)
+            rate = last["offered_rps"] + way * (row["offered_rps"] - last["offered_rps"])
+            return Knee(row["policy"], rate, ATTAINMENT * rate, True)
+        last = row
+    return Knee(last["policy"], last["offered_rps"], last["goodput_rps"], False) if last else None
+
+
+def leader(rows: Sequence[dict[str, Any]]) -> str:
+    """The best policy at one rate: most goodput; within a tie the lowest mean end-to-end latency."""
+    best = max(row["goodput_rps"] for row in rows)
+    tied = [row for row in rows if row["goodput_rps"] >= best * (1 - TIE)]
+    return str(min(tied, key=_latency)["policy"])
+
+
+def _latency(row: dict[str, Any]) -> float:
+    value = row["mean_e2el_ms"]
+    return float("inf") if value is None or value != value else float(value)
+
+
+def leaders(sweep: pa.Table) -> list[tuple[float, str]]:
+    """(offered rate, leader) by rising rate, over the rates at which every policy was simulated."""
+    policies = policies_of(sweep)
+    by_scale: dict[float, list[dict[str, Any]]] = {}
+    for row in sweep.to_pylist():
+        by_scale.setdefault(row["rate_scale"], []).append(row)
+    complete = [rows for _, rows in sorted(by_scale.items()) if len(rows) == len(policies)]
+    return [(rows[0]["offered_rps"], leader(rows)) for rows in complete]
+
+
+def flips(sweep: pa.Table) -> list[Flip]:
+    """Every change of leader, by rising rate."""
+    order = leaders(sweep)
+    return [Flip(low, high, before, after) for (low, before), (high, after) in pairwise(order) if before != after]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -63,10 +66,19 @@ def test_a_failed_write_takes_the_folders_it_made_with_it(tmp_path: Path) -> Non
 
 def test_writing_onto_a_folder_or_under_a_file_names_the_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="it is a folder; name a file"), atomic_write(tmp_path):
+    with pytest.raises(InputError, match="it is no plain file; name another"), atomic_write(tmp_path):
         pytest.fail("the body must not run")
     with pytest.raises(InputError, match="choose a place you can write to"), atomic_write(tmp_path / "file" / "x"):
         pytest.fail("the body must not run")
+
+
+def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_write(tmp_path / "link") as beside:
+        beside.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
 
 
 def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
@@ -74,10 +86,26 @@ def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
         (tmp_path / "missing").read_text()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_place_names_the_mend(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="choose a place you can write to"), atomic_folder(tmp_path / "run"):
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No space left on device; choose"), atomic_folder(tmp_path / "run") as beside:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(beside / "requests.parquet"))
+    assert everything_under(tmp_path) == []
+
+
+def test_a_folder_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"), atomic_folder(tmp_path / "run"):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "theirs").write_text("")
+    assert everything_under(tmp_path) == ["run", "run/theirs"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place that nobody may write")
+@pytest.mark.parametrize("opened", [atomic_write, atomic_folder])
+@pytest.mark.parametrize("place", ["/proc/out", "/proc/new/out"])
+def test_a_place_nobody_may_write_is_found_before_any_work(
+    opened: Callable[[str], AbstractContextManager[Path]], place: str
+) -> None:
+    with pytest.raises(InputError, match="choose a place you can write to"), opened(place):
         pytest.fail("the body must not run")
 
 

@@ -15,7 +15,7 @@ token's position is stored beside it.
 Inside a page, at the offsets of `PageLayout.segments`, for a token at place p of a page of T tokens:
 
     keys        p * key_bytes        packed codes (below), or float16 / e4m3 elements
-    key_meta    p * 4 * k_groups     k_groups pairs of float16 (scale, zero): a 4-byte word a pair, scale in its low half
+    key_meta    p * 4 * k_groups     k_groups pairs of float16 (scale, zero): a 4-byte word, scale in its low half
     values      p * value_bytes
     value_meta  p * 4 * v_groups     v_groups pairs (scale, zero)
     scores      p * 4 float32 (p * 2 float16 with 5 bytes of bookkeeping)

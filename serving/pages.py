@@ -30,7 +30,7 @@ BOOKKEEPING_FIELDS: Mapping[int, tuple[int, int]] = MappingProxyType({0: (0, 0),
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Where the fields of up to `tokens` tokens lie in a page. `segments`: name -> (offset, bytes), 0 bytes if empty."""
+    """Where the fields of up to `tokens` tokens lie in a page. `segments`: name -> (offset, bytes)."""
 
     format: KVFormat
     head_dim: int

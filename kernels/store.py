@@ -1,0 +1,86 @@
+"""Tokens into pages and out of them: transform, quantize, pack and write; read, unpack and dequantize.
+
+Three forms: `reference` (a token at a time, written to be read), `torch` (vectorised; what runs on a CPU) and `triton`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leankv.kernels import store_reference, store_torch
+from leankv.kernels.paths import Path, path_for
+from leankv.kernels.quantization import require_finite
+from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
+from leankv.serving.pages import PageLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """keys, values [n, kv_heads, head_dim] (any float dtype); scores float32 and positions int32 [n, kv_heads]."""
+
+    keys: Tensor
+    values: Tensor
+    scores: Tensor
+    positions: Tensor
+
+
+def store(
+    pool: Tensor,
+    layout: PageLayout,
+    pages: Tensor,
+    places: Tensor,
+    tokens: Tokens,
+    transform: KeyTransform = AS_THEY_ARE,
+    errors: Tensor | None = None,
+    path: Path | None = None,
+) -> None:
+    """Write token (i, h) at place places[i, h] of page pages[i, h] (int [n, kv_heads]); a negative page skips it.
+
+    Keys are transformed, then quantized by `layout.format`. Keys per channel come in whole groups: rows 32g to 32g + 31
+    of a head go to 32 neighbouring places of one page, the first a multiple of 32.
+    Scores and positions are written where the layout keeps them.
+
+    Raises ValueError if a token that is written is not finite. The Triton form cannot raise without waiting for the
+    device: it adds the number of such rows to `errors` int32 [1] (required), and stores zeros in their place.
+    """
+    n, heads, head_dim = tokens.keys.shape
+    assert tokens.values.shape == (n, heads, head_dim) and head_dim == layout.head_dim
+    assert pages.shape == places.shape == (n, heads)
+    assert layout.format.key_axis == "token" or n % layout.format.group_tokens == 0
+    form = path_for(pool, path)
+    if form == "triton":
+        from leankv.kernels import store_triton
+
+        assert errors is not None, "the Triton form counts bad rows in `errors`"
+        store_triton.store(pool, layout, pages, places, tokens, transform, errors)
+        return
+    written = (pages >= 0)[..., None]
+    require_finite(tokens.keys.where(written, 0))
+    require_finite(tokens.values.where(written, 0))
+    moved = Tokens(transform.of_keys(tokens.keys), tokens.values.float(), tokens.scores, tokens.positions)
+    (store_reference if form == "reference" else store_torch).store(pool, layout, pages, places, moved)
+
+
+def gather(
+    pool: Tensor,
+    layout: PageLayout,
+    pages: Tensor,
+    places: Tensor,
+    transform: KeyTransform = AS_THEY_ARE,
+    path: Path | None = None,
+) -> Tokens:
+    """Read the tokens at `places` of `pages` (int [n, kv_heads]) back as float32; negative pages give zeros.
+
+    `transform` is the one the keys were stored with; it is undone. Without bookkeeping, scores are 0 and positions -1.
+    """
+    form = path_for(pool, path)
+    if form == "triton":
+        from leankv.kernels import store_triton
+
+        found = store_triton.gather(pool, layout, pages, places)
+    else:
+        found = (store_reference if form == "reference" else store_torch).gather(pool, layout, pages, places)
+    held = (pages >= 0)[..., None]
+    return Tokens(transform.of_stored(found.keys).where(held, 0), found.values, found.scores, found.positions)

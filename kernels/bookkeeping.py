@@ -1,0 +1,66 @@
+"""Score and position beside every cached token, read a page at a time, and the raw copy of tokens between places.
+
+With 8 bytes a token the stored score is the float32 sum of what the token received, with 5 bytes a float16 running mean
+(small increments stall in a float16 sum) and positions take 24 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leankv.kernels import segments
+from leankv.serving.pages import PageLayout
+
+LEAN = 5
+
+
+def tier_pages(table: Tensor, tier: int, pages: int) -> Tensor:
+    """Page numbers int64 [n, pages] of a tier, in the tier's own order, from table rows [n, max_pages]; empty: 0."""
+    columns = table[:, :pages] if tier == 0 else table[:, table.shape[1] - pages :].flip(1)
+    return columns.clamp(min=0).long()
+
+
+def read_scores(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
+    """Stored scores as float32 [n, pages * tokens], of the pages int64 [n, pages]."""
+    return segments.scores(pool, layout).squeeze(-1)[pages].flatten(1).float()
+
+
+def read_positions(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
+    """Positions int32 [n, pages * tokens] of the pages int64 [n, pages]; where no token is, whatever bytes lie there."""
+    stored = segments.positions(pool, layout)[pages].flatten(1, 2)
+    if layout.bookkeeping != LEAN:
+        return stored.squeeze(-1)
+    low, middle, high = stored.int().unbind(-1)
+    return low | middle << 8 | high << 16
+
+
+def add_to_scores(pool: Tensor, pages: Tensor, layout: PageLayout, gain: Tensor) -> None:
+    """Add `gain` float32 [n, pages * tokens] to the stored scores; a page named twice must have one gain of zeros."""
+    stored = segments.scores(pool, layout).squeeze(-1)
+    stored.index_add_(0, pages.flatten(), gain.reshape(-1, layout.tokens).to(stored.dtype))
+
+
+def copy_tokens(pool: Tensor, layout: PageLayout, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> None:
+    """Copy tokens byte for byte from (page, place) to (page, place), int64 [m] each; sources and targets are disjoint.
+
+    Keys per channel share their scale with a group and cannot be moved alone.
+    """
+    assert layout.format.key_axis == "token", "keys per channel move by groups only"
+    for view in _fields(pool, layout):
+        view[target] = view[source]
+
+
+def _fields(pool: Tensor, layout: PageLayout) -> tuple[Tensor, ...]:
+    fields = (*segments.key_codes(pool, layout), *segments.value_codes(pool, layout))
+    if layout.format.kind == "int":
+        fields += (segments.key_meta(pool, layout), segments.value_meta(pool, layout))
+    if layout.bookkeeping:
+        fields += (segments.scores(pool, layout), segments.positions(pool, layout))
+    return fields
+
+
+def queries_before(positions: Tensor, prompt: Tensor, upto: Tensor, score_window: int) -> Tensor:
+    """Scored queries before position `upto` that saw a token: min(N - i, window) of the prompt's N, then every one."""
+    of_prompt = torch.where(positions < prompt, (prompt - positions).clamp(max=score_window), 0)
+    return of_prompt + upto - torch.maximum(positions, prompt)

@@ -12,7 +12,8 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint format wheel-check clean
 
 demo: $(VENV)/.base
-	$(BIN)/streamlit run app/main.py --browser.gatherUsageStats false --server.showEmailPrompt false
+	$(BIN)/streamlit run app/main.py --server.address localhost \
+		--browser.gatherUsageStats false --server.showEmailPrompt false
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not timing"

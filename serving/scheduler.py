@@ -1,0 +1,163 @@
+"""Continuous batching as vLLM v1 does it, for the simulator and the live engine alike.
+
+Each step decodes one token for every request whose prompt is complete, then spends what is left of the token budget on
+prompts: first the one that is half done, then the waiting ones in order of arrival (chunked prefill, FCFS). A prompt is
+admitted when its pages fit above a watermark. When the next tokens do not fit, the request admitted last gives up its
+pages and is recomputed later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from leankv.serving.errors import InputError
+from leankv.serving.requests import Request
+
+RequestT = TypeVar("RequestT", bound=Request)
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """What one step may hold; names and defaults are those of `vllm serve`."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise InputError(f"max_num_seqs is {self.max_num_seqs}: give at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InputError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
+                "every running request needs a token of each step, so raise the first or lower the second"
+            )
+
+
+class PageAccount(Protocol[RequestT]):
+    """The memory as the scheduler sees it: counts of pages, never their contents."""
+
+    def short(self) -> bool:
+        """Whether the next token of every decoding request does not fit."""
+
+    def admits(self, request: RequestT) -> bool:
+        """Whether the prompt's pages fit above the watermark, beside the next token of every decoding request."""
+
+    def admit(self, request: RequestT) -> None:
+        """Reserve the prompt's pages; may set `request.computed` to a cached prefix."""
+
+    def start_decode(self, request: RequestT) -> None:
+        """The prompt is complete: hold what the policy keeps of it."""
+
+    def release(self, request: RequestT) -> None:
+        """Give back all pages of a request that finished or was preempted."""
+
+
+@dataclass(slots=True)
+class Chunk(Generic[RequestT]):
+    """`tokens` of a prompt computed in one step after `context` earlier ones."""
+
+    request: RequestT
+    context: int
+    tokens: int
+
+    @property
+    def last(self) -> bool:
+        return self.context + self.tokens == self.request.prefill_target
+
+
+class Scheduler(Generic[RequestT]):
+    """Decides what the next step computes. The caller executes it, then reports with `finish_chunk` and `finish`.
+
+    `decoding` keeps the order of admission, so its last entry is the one to preempt. At most one prompt is half done
+    (`prefilling`), since a prompt is cut only where the token budget ends.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        memory: PageAccount[RequestT],
+        on_preempt: Callable[[RequestT], None],
+    ) -> None:
+        self.limits = limits
+        self.memory = memory
+        self.on_preempt = on_preempt
+        self.waiting: deque[RequestT] = deque()
+        self.prefilling: RequestT | None = None
+        self.decoding: dict[int, RequestT] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self.decoding) + (self.prefilling is not None)
+
+    def add(self, request: RequestT) -> None:
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Chunk[RequestT]]:
+        """The prompt chunks of the next step; every request in `decoding` takes part in it with one token."""
+        if self.memory.short():
+            self._make_room()
+            return self._continue_prefill() if self.prefilling is not None else []
+        if self.prefilling is None and not self.waiting:
+            return []
+        chunks = self._continue_prefill() if self.prefilling is not None else []
+        if self.prefilling is None and self.waiting:
+            self._admit(chunks)
+        return chunks
+
+    def finish_chunk(self, chunk: Chunk[RequestT]) -> None:
+        """A chunk was computed. After its last chunk the request decodes, unless it is already finished."""
+        request = chunk.request
+        request.computed = chunk.context + chunk.tokens
+        if chunk.last:
+            self.decoding[request.request_id] = request
+            self.memory.start_decode(request)
+
+    def finish(self, request: RequestT) -> None:
+        """A decoding request has its last token."""
+        del self.decoding[request.request_id]
+        self.memory.release(request)
+
+    def _continue_prefill(self) -> list[Chunk[RequestT]]:
+        request = self.prefilling
+        assert request is not None
+        self.prefilling = None
+        return [self._cut(request, self.limits.max_num_batched_tokens - len(self.decoding))]
+
+    def _admit(self, chunks: list[Chunk[RequestT]]) -> None:
+        limits, waiting, memory = self.limits, self.waiting, self.memory
+        budget = limits.max_num_batched_tokens - len(self.decoding) - sum(chunk.tokens for chunk in chunks)
+        seats = limits.max_num_seqs - len(self.decoding) - len(chunks)
+        while waiting and budget > 0 and seats > 0 and memory.admits(waiting[0]):
+            if not limits.chunked_prefill and chunks and waiting[0].prefill_target > budget:
+                return
+            request = waiting.popleft()
+            memory.admit(request)
+            chunk = self._cut(request, budget)
+            chunks.append(chunk)
+            budget -= chunk.tokens
+            seats -= 1
+
+    def _cut(self, request: RequestT, budget: int) -> Chunk[RequestT]:
+        remaining = request.prefill_target - request.computed
+        if remaining > budget and self.limits.chunked_prefill:
+            self.prefilling = request
+            return Chunk(request, request.computed, budget)
+        return Chunk(request, request.computed, remaining)
+
+    def _make_room(self) -> None:
+        while self.memory.short():
+            self._preempt_last()
+
+    def _preempt_last(self) -> None:
+        request = self.prefilling
+        if request is None:
+            _, request = self.decoding.popitem()
+        self.prefilling = None
+        self.on_preempt(request)
+        self.memory.release(request)
+        request.restart()
+        self.waiting.appendleft(request)

@@ -1,0 +1,84 @@
+"""What one simulation needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from leankv.serving.devices import DeviceSpec
+from leankv.serving.errors import InputError
+from leankv.serving.models import ModelSpec
+from leankv.serving.policies.base import Policy
+
+WATERMARK = 0.01
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """One policy on one deployment.
+
+    `tp` GPUs hold one replica. `kv_memory_bytes` caps the KV pool of one GPU; without it the pool is what
+    `memory_utilization` of the GPU's memory leaves beside the weights and the activations of a full step.
+    `slo` maps "ttft", "tpot", "e2el" to milliseconds. `per_step` runs the slow oracle in place of the jumping engine.
+    `max_concurrency` closes the loop: at most so many requests in flight.
+    """
+
+    model: ModelSpec
+    device: DeviceSpec
+    policy: Policy
+    tp: int = 1
+    replicas: int = 1
+    router: str = "round-robin"
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    chunked_prefill: bool = True
+    kv_memory_bytes: int | None = None
+    memory_utilization: float = 0.9
+    step_time: str = "roofline"
+    max_concurrency: int | None = None
+    prefix_caching: bool = False
+    slo: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    per_step: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "replicas", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise InputError(f"max_concurrency is {self.max_concurrency}: give at least 1")
+        if not 0 < self.memory_utilization <= 1:
+            raise InputError(f"memory_utilization is {self.memory_utilization}: give a share above 0, at most 1")
+        if self.kv_memory_bytes is not None and self.kv_memory_bytes <= 0:
+            raise InputError(f"kv_memory_bytes is {self.kv_memory_bytes}: give a positive size")
+        unknown = set(self.slo) - {"ttft", "tpot", "e2el"}
+        if unknown:
+            raise InputError(f"unknown SLO {sorted(unknown)[0]!r}: choose from ttft, tpot, e2el (in ms)")
+
+    @property
+    def gpus(self) -> int:
+        return self.tp * self.replicas
+
+    def kv_bytes(self) -> int:
+        """Bytes of one GPU's KV pool. Raises InputError where weights leave no room."""
+        if self.kv_memory_bytes is not None:
+            return self.kv_memory_bytes
+        weights = self.model.weight_bytes / self.tp
+        budget = self.device.memory_bytes * self.memory_utilization
+        left = int(budget - weights - self._activation_bytes())
+        if left <= 0:
+            raise InputError(
+                f"{self.model.name} does not fit: {weights / 2**30:.1f} GiB of weights per GPU with tp={self.tp}, "
+                f"{budget / 2**30:.1f} GiB usable on {self.device.name}; raise --tp or choose a larger --device"
+            )
+        return left
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: specifications in full, so that a run can be repeated from its folder."""
+        return {**asdict(self), "model": asdict(self.model), "device": asdict(self.device), "policy": self.policy.name}
+
+    def _activation_bytes(self) -> float:
+        """Activations of a full step: the widest of MLP and logits, in 16 bits, twice (input and output)."""
+        widest = max(self.model.intermediate, self.model.hidden * 4) / self.tp
+        return 2 * 2 * (self.max_num_batched_tokens * widest + self.max_num_seqs * self.model.vocab)

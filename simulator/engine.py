@@ -1,0 +1,283 @@
+"""One replica's engine core: `horizon` says how long the batch stays as it is, `advance` passes over that many steps.
+
+While the same requests decode, the bytes read grow by the same amount each step, so step i costs `first + i * slope`
+ticks and k steps cost `k * first + slope * k * (k - 1) / 2`, exactly, in integers. A step with prompt tokens in it is
+taken alone. `stepwise.py` does the same one step at a time and is the oracle of this file.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import isqrt
+
+from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
+from leankv.simulator.clock import TICK_BITS
+from leankv.simulator.costs import AttentionPiece, StepCosts
+from leankv.simulator.curves import ReadCurves
+from leankv.simulator.ledger import LazyLedger
+from leankv.simulator.recorder import ReplicaLog
+from leankv.simulator.resident import Resident
+
+ID_BITS = 40
+ID_MASK = (1 << ID_BITS) - 1
+FAR = 1 << 60
+
+
+class JumpEngine:
+    """Simulates one replica up to the first step boundary at or after a given instant.
+
+    Args:
+        limits: of the scheduler.
+        ledger: its memory.
+        costs: integer step costs of the policy on this device.
+        curves: bytes read by context.
+        on_finish: called with each finished request and its last token's time in ps.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        ledger: LazyLedger,
+        costs: StepCosts,
+        curves: ReadCurves,
+        on_finish: Callable[[Resident, int], None],
+    ) -> None:
+        self.scheduler: Scheduler[Resident] = Scheduler(limits, ledger, self._preempt)
+        self.ledger = ledger
+        ledger.decoding = self.decoding = self.scheduler.decoding
+        self.costs = costs
+        self.curves = curves
+        self.on_finish = on_finish
+        self.log = ReplicaLog()
+        self.clock = 0
+        self._read = 0
+        self._read_slope = 0
+        self._finishes: list[int] = []
+        self._bends: list[int] = []
+
+    @property
+    def idle(self) -> bool:
+        scheduler = self.scheduler
+        return not (scheduler.decoding or scheduler.waiting or scheduler.prefilling)
+
+    def kv_use(self) -> float:
+        return self.ledger.used() / self.ledger.capacity
+
+    def add(self, request: Resident) -> None:
+        self.scheduler.add(request)
+
+    def run_until(self, limit: int, stop_at_finish: bool = False) -> None:
+        """Run to the first step boundary at or after `limit` ticks, or until there is nothing to do.
+
+        With `stop_at_finish`, also stop at a boundary where a request finished: in a closed loop it causes an arrival.
+        """
+        schedule, decoding = self.scheduler.schedule, self.decoding
+        while self.clock < limit:
+            chunks = schedule()
+            if chunks:
+                finished = self._step_with_prompts(chunks)
+            elif decoding:
+                finished = self.advance(limit)
+            else:
+                return
+            if finished and stop_at_finish:
+                return
+
+    def horizon(self, limit: int, first: int, slope: int, piece: AttentionPiece) -> int:
+        """Steps for which the batch, and the line that its step costs follow, stay as they are; at least 1.
+
+        The earliest of: a request's last token, a bend in a read curve, the end of the step-time model's piece, the
+        first boundary at or after `limit`, the first step whose pages do not fit.
+        """
+        steps = self.ledger.steps
+        count = (self._finishes[0] >> ID_BITS) - steps
+        if self._bends:
+            count = min(count, (self._next_bend() >> ID_BITS) - steps)
+        if self._read_slope > 0 and piece.end < FAR:
+            count = min(count, -((self._read - piece.end) // self._read_slope))
+        elif self._read_slope < 0 and piece.start > 0:
+            count = min(count, (self._read - piece.start) // -self._read_slope + 1)
+        distance = limit - self.clock
+        if elapsed(count, first, slope) > distance:
+            count = steps_to_reach(distance, first, slope, count)
+        return self.ledger.steps_that_fit(count) if count > 1 else 1
+
+    def advance(self, limit: int) -> int:
+        """Decode until the horizon; returns how many requests finished there."""
+        decoding, log, ledger = self.decoding, self.log, self.ledger
+        sequences = len(decoding)
+        read = self._read
+        piece = self.costs.attention_piece(sequences, read)
+        first = self.costs.decode(sequences) + piece.base + piece.slope * (read - piece.start)
+        slope = piece.slope * self._read_slope
+        count = self.horizon(limit, first, slope, piece)
+        log.start_ps.append(self.clock >> TICK_BITS)
+        log.steps_before.append(ledger.steps)
+        log.steps.append(count)
+        log.first_gap.append(first)
+        log.slope.append(slope)
+        log.sequences.append(sequences)
+        log.prompt_tokens.append(0)
+        log.waiting.append(len(self.scheduler.waiting))
+        self.clock += elapsed(count, first, slope)
+        self._read = read + count * self._read_slope
+        ledger.steps += count
+        return self._settle()
+
+    def _step_with_prompts(self, chunks: list[Chunk[Resident]]) -> int:
+        """One step: every decoding request's token, and the chunks."""
+        costs, log, ledger = self.costs, self.log, self.ledger
+        sequences = len(self.decoding)
+        tokens, rows, ticks = sequences, sequences, 0
+        now = self.clock >> TICK_BITS
+        for chunk in chunks:
+            request = chunk.request
+            last = chunk.last
+            tokens += chunk.tokens
+            rows += last
+            ticks += costs.prefill(chunk.tokens, chunk.context, last)
+            if request.stay_ps < 0:
+                self._admitted(request, now)
+        ticks += costs.tokens_and_logits(tokens, rows)
+        if sequences:
+            ticks += costs.attention(sequences, self._read) + costs.decode_work(sequences)
+        log.start_ps.append(now)
+        log.steps_before.append(ledger.steps)
+        log.steps.append(1)
+        log.first_gap.append(ticks)
+        log.slope.append(0)
+        log.sequences.append(sequences)
+        log.prompt_tokens.append(tokens - sequences)
+        log.waiting.append(len(self.scheduler.waiting))
+        self.clock += ticks
+        self._read += self._read_slope
+        ledger.steps += 1
+        finished = self._settle()
+        for chunk in chunks:
+            finished += self._finish_chunk(chunk)
+        return finished
+
+    def _admitted(self, request: Resident, now: int) -> None:
+        request.stay_ps = now
+        request.stay_pages = request.reserved
+        if request.admitted_ps < 0:
+            request.admitted_ps = now
+
+    def _finish_chunk(self, chunk: Chunk[Resident]) -> int:
+        """After a prompt's last chunk its first token is out, and it joins the batch unless that was its only one."""
+        self.scheduler.finish_chunk(chunk)
+        if not chunk.last:
+            return 0
+        request, steps, now = chunk.request, self.ledger.steps, self.clock >> TICK_BITS
+        request.generated += 1
+        request.decode_ps = now
+        request.decode_step = steps
+        if request.first_token_ps < 0:
+            request.first_token_ps = now
+        else:
+            self.log.preemption_gaps_ps.append(now - request.last_token_ps)
+        request.finish_step = steps + request.output_tokens - request.generated
+        if request.finish_step == steps:
+            self._finish(request)
+            return 1
+        heappush(self._finishes, request.finish_step << ID_BITS | request.request_id)
+        self._follow_curve(request, steps)
+        return 0
+
+    def _follow_curve(self, request: Resident, steps: int) -> None:
+        """Take up the line of the read curve that holds for the next step."""
+        context = steps + request.offset + 1
+        segment = self.curves.segment_at(request.prompt_tokens, context)
+        request.read_step = steps
+        request.read_value = segment.value + segment.slope * (context - segment.start)
+        request.read_slope = segment.slope
+        self._read += request.read_value
+        self._read_slope += segment.slope
+        bend = segment.end - 1 - request.offset
+        if bend < request.finish_step:
+            heappush(self._bends, bend << ID_BITS | request.request_id)
+
+    def _leave_curve(self, request: Resident, steps: int) -> None:
+        self._read -= request.read_value + request.read_slope * (steps - request.read_step)
+        self._read_slope -= request.read_slope
+
+    def _next_bend(self) -> int:
+        """The next bend of a request that still decodes."""
+        bends = self._bends
+        while bends:
+            request = self.decoding.get(bends[0] & ID_MASK)
+            if request is not None and request.read_step <= bends[0] >> ID_BITS <= request.finish_step:
+                return bends[0]
+            heappop(bends)
+        return FAR << ID_BITS
+
+    def _settle(self) -> int:
+        """Let go of the requests that this boundary finishes, and bend the curves that bend here."""
+        steps, finishes, decoding = self.ledger.steps, self._finishes, self.decoding
+        finished = 0
+        while finishes and finishes[0] >> ID_BITS <= steps:
+            request = decoding.get(heappop(finishes) & ID_MASK)
+            if request is not None and request.finish_step == steps:
+                self._leave_curve(request, steps)
+                request.generated = request.output_tokens
+                self._finish(request)
+                finished += 1
+        if self._bends:
+            self._bend(steps)
+        self._forget_preempted()
+        return finished
+
+    def _bend(self, steps: int) -> None:
+        bends = self._bends
+        while bends and bends[0] >> ID_BITS <= steps:
+            request = self.decoding.get(heappop(bends) & ID_MASK)
+            if request is not None:
+                self._leave_curve(request, steps)
+                self._follow_curve(request, steps)
+
+    def _forget_preempted(self) -> None:
+        """Drop the head of the finish queue where it belongs to an earlier stay, so that it bounds no horizon."""
+        finishes, decoding = self._finishes, self.decoding
+        while finishes:
+            request = decoding.get(finishes[0] & ID_MASK)
+            if request is not None and request.finish_step == finishes[0] >> ID_BITS:
+                return
+            heappop(finishes)
+
+    def _finish(self, request: Resident) -> None:
+        now = self.clock >> TICK_BITS
+        self.log.stay(request, now, self.ledger.steps, False)
+        self.scheduler.finish(request)
+        self.on_finish(request, now)
+
+    def _preempt(self, request: Resident) -> None:
+        """Called by the scheduler before it takes a request's pages."""
+        now, steps = self.clock >> TICK_BITS, self.ledger.steps
+        if request.decode_step >= 0:
+            request.generated += steps - request.decode_step
+            request.last_token_ps = now
+            self._leave_curve(request, steps)
+        self.log.stay(request, now, steps, True)
+        request.stay_ps = request.decode_ps = request.decode_step = -1
+        request.finish_step = -1
+        self._forget_preempted()
+
+
+def elapsed(steps: int, first: int, slope: int) -> int:
+    """Ticks of `steps` steps of which step i costs `first + i * slope`."""
+    return steps * first + slope * (steps * (steps - 1) // 2)
+
+
+def steps_to_reach(distance: int, first: int, slope: int, enough: int) -> int:
+    """The least k >= 1 with `elapsed(k) >= distance`, exactly. `enough` steps are known to reach it, each costs > 0."""
+    if distance <= first:
+        return 1
+    if slope == 0:
+        return -(-distance // first)
+    if slope > 0:
+        half = 2 * first - slope
+        steps = (isqrt(half * half + 8 * slope * distance) - half) // (2 * slope)
+        return steps if elapsed(steps, first, slope) >= distance else steps + 1
+    return bisect_left(range(enough), distance, key=lambda steps: elapsed(steps, first, slope))

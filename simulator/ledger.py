@@ -1,0 +1,145 @@
+"""Pages in use, known to the page but counted only when it matters.
+
+The scheduler asks at every step whether pages suffice. A bound on what the decoding requests can have grown since the
+last count answers nearly always; near the capacity the pages are counted exactly, and the first step that would run
+short is found by bisection, since a request's pages never shrink while it decodes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from leankv.simulator.resident import Resident
+
+VECTORISE_FROM = 24
+
+
+class PageModel(Protocol):
+    """What the ledger asks of `leankv.serving.memory.MemoryModel`."""
+
+    def pages(self, prompt: int, context: int) -> int: ...
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray: ...
+
+    def prefill_pages(self, prompt: int, done: int) -> int: ...
+
+    def growth_bound(self, tokens: int) -> int: ...
+
+
+def admission_pages(memory: PageModel, request: Resident) -> int:
+    """Pages reserved while a prompt is computed: its staging, or what a recomputed request holds at its end."""
+    prompt = request.prompt_tokens
+    return max(memory.prefill_pages(prompt, prompt), memory.pages(prompt, request.prefill_target))
+
+
+class LazyLedger:
+    """A `PageAccount` for the jumping engine. `steps` is advanced by the engine, `decoding` is the scheduler's."""
+
+    def __init__(self, memory: PageModel, capacity: int, watermark: int) -> None:
+        self.memory = memory
+        self.capacity = capacity
+        self.watermark = watermark
+        self.steps = 0
+        self.decoding: dict[int, Resident] = {}
+        self.reserved = 0
+        self._counted = 0
+        self._counted_at = 0
+        self._growth: dict[int, int] = {}
+        self._blocked: Resident | None = None
+
+    def short(self) -> bool:
+        room = self.capacity - self.reserved
+        if self._bound() <= room:
+            return False
+        self._count()
+        return self._counted > room
+
+    def admits(self, request: Resident) -> bool:
+        if request is self._blocked:
+            return False
+        room = self.capacity - self.reserved - admission_pages(self.memory, request)
+        if self.decoding or self.reserved:
+            room -= self.watermark
+        if self._bound() <= room:
+            return True
+        self._count()
+        if self._counted <= room:
+            return True
+        self._blocked = request
+        return False
+
+    def admit(self, request: Resident) -> None:
+        request.reserved = admission_pages(self.memory, request)
+        self.reserved += request.reserved
+
+    def start_decode(self, request: Resident) -> None:
+        self.reserved -= request.reserved
+        request.reserved = 0
+        request.offset = request.prefill_target - self.steps
+        request.held = self.memory.pages(request.prompt_tokens, request.prefill_target + 1)
+        self._counted += request.held
+        self._blocked = None
+
+    def release(self, request: Resident) -> None:
+        self.reserved -= request.reserved
+        self._counted -= request.held
+        request.reserved = request.held = 0
+        self._blocked = None
+
+    def used(self) -> int:
+        """Pages of prompts in progress, and of every decoding request with its next token."""
+        self._count()
+        return self._counted + self.reserved
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the head of the queue waits for pages."""
+        return self._blocked is not None
+
+    def steps_that_fit(self, limit: int) -> int:
+        """How many of the next `limit` decode steps fit; the first is known to."""
+        room = self.capacity - self.reserved
+        if self._bound(limit - 1) <= room:
+            return limit
+        self._count()
+        if self._bound(limit - 1) <= room or self._total_after(limit - 1) <= room:
+            return limit
+        fits, short = 0, limit - 1
+        while short - fits > 1:
+            middle = (fits + short) // 2
+            if self._total_after(middle) <= room:
+                fits = middle
+            else:
+                short = middle
+        return short
+
+    def _bound(self, ahead: int = 0) -> int:
+        tokens = self.steps - self._counted_at + ahead
+        growth = self._growth.get(tokens)
+        if growth is None:
+            growth = self._growth[tokens] = self.memory.growth_bound(tokens) if tokens else 0
+        return self._counted + growth * len(self.decoding)
+
+    def _count(self) -> None:
+        if self._counted_at == self.steps:
+            return
+        residents = list(self.decoding.values())
+        for resident, held in zip(residents, self._pages_after(residents, 0), strict=True):
+            resident.held = held
+        self._counted = sum(resident.held for resident in residents)
+        self._counted_at = self.steps
+
+    def _total_after(self, steps: int) -> int:
+        return sum(self._pages_after(list(self.decoding.values()), steps))
+
+    def _pages_after(self, residents: list[Resident], steps: int) -> list[int]:
+        """Pages of each for the step that follows `steps` more."""
+        shift = self.steps + steps + 1
+        if len(residents) < VECTORISE_FROM:
+            pages = self.memory.pages
+            return [pages(resident.prompt_tokens, resident.offset + shift) for resident in residents]
+        prompts = np.array([resident.prompt_tokens for resident in residents], dtype=np.int64)
+        contexts = np.array([resident.offset for resident in residents], dtype=np.int64) + shift
+        return self.memory.pages_array(prompts, contexts).tolist()

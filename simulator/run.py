@@ -1,0 +1,146 @@
+"""`simulate`: one policy, one trace, one deployment in; one run out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leankv.serving.errors import InputError
+from leankv.serving.memory import MemoryModel
+from leankv.serving.metrics import summarise
+from leankv.serving.runs import Run
+from leankv.serving.scheduler import SchedulerLimits
+from leankv.simulator.cluster import ClosedLoop, FinishHook, Replica, run_open_loop
+from leankv.simulator.config import WATERMARK, SimulationConfig
+from leankv.simulator.costs import StepCosts
+from leankv.simulator.curves import ReadCurves
+from leankv.simulator.engine import JumpEngine
+from leankv.simulator.ledger import LazyLedger
+from leankv.simulator.recorder import RequestRecords
+from leankv.simulator.routing import router_named
+from leankv.simulator.step_time.sources import step_time_named
+from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
+from leankv.simulator.tables import request_table, segment_table
+from leankv.simulator.timeline import timeline
+from leankv.simulator.usage import usage_summary
+from leankv.simulator.workload import TraceWorkload
+from leankv.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from leankv.simulator.step_time.base import StepTimeModel
+
+Progress = Callable[[float], None]
+
+
+def no_progress(share: float) -> None:
+    return None
+
+
+@dataclass
+class Deployment:
+    """Everything that is fixed before the first request arrives."""
+
+    config: SimulationConfig
+    memory: MemoryModel
+    step_time: StepTimeModel
+    costs: StepCosts
+    curves: ReadCurves
+    kv_bytes: int
+    capacity: int
+    limits: SchedulerLimits
+
+    def engine(self, on_finish: FinishHook) -> JumpEngine | StepwiseEngine:
+        watermark = int(self.capacity * WATERMARK)
+        if self.config.per_step:
+            counting = CountingLedger(self.memory, self.capacity, watermark)
+            return StepwiseEngine(self.limits, counting, self.costs, self.curves, on_finish)
+        ledger = LazyLedger(self.memory, self.capacity, watermark)
+        return JumpEngine(self.limits, ledger, self.costs, self.curves, on_finish)
+
+
+def deploy(config: SimulationConfig) -> Deployment:
+    """Build the models of one deployment.
+
+    Raises:
+        InputError: the model does not fit, or the step-time source has no figures for the device.
+    """
+    memory = MemoryModel(config.policy, config.model, config.tp, chunked_prefill=config.chunked_prefill)
+    kv_bytes = config.kv_bytes()
+    step_time = step_time_named(config.step_time, config.model, config.device, config.tp)
+    costs = StepCosts(
+        step_time, config.model, config.policy, config.tp, config.max_num_batched_tokens, config.max_num_seqs
+    )
+    multipliers = tuple(step_time.effective_bytes(tier.format) for tier in config.policy.tiers)
+    limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
+    capacity = memory.capacity(kv_bytes)
+    return Deployment(config, memory, step_time, costs, ReadCurves(memory, multipliers), kv_bytes, capacity, limits)
+
+
+@dataclass
+class Outcome:
+    """What the event loop leaves, before it is turned into tables."""
+
+    records: RequestRecords
+    replicas: list[Replica]
+
+
+def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_progress) -> Outcome:
+    """The event loop alone. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
+    config = deployment.config
+    records = RequestRecords(len(trace))
+    replicas = [Replica(index, records, deployment.engine) for index in range(config.replicas)]
+    router = router_named(config.router, config.seed)
+    workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        if config.max_concurrency is None:
+            run_open_loop(replicas, router, workload, progress)
+        else:
+            ClosedLoop(replicas, router, workload, config.max_concurrency, progress).run()
+    finally:
+        if collecting:
+            gc.enable()
+    progress(1.0)
+    return Outcome(records, replicas)
+
+
+def simulate(config: SimulationConfig, trace: Trace, progress: Progress = no_progress) -> Run:
+    """Simulate a trace; `progress` is called with the share of requests that have arrived.
+
+    Raises:
+        InputError: the model does not fit the device, or every request is rejected.
+    """
+    deployment = deploy(config)
+    outcome = run_events(deployment, trace, progress)
+    return assemble(deployment, trace, outcome)
+
+
+def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
+    """Tables and summary of a finished event loop."""
+    config, records = deployment.config, outcome.records
+    logs = [replica.engine.log for replica in outcome.replicas]
+    requests = request_table(trace, records)
+    if not np.any(requests["status"].to_numpy() == "finished"):
+        raise InputError(f"{trace.name}: every request was rejected, the first because it {records.reasons[0]}")
+    segments = segment_table(logs)
+    states = timeline(
+        logs, _arrivals(requests, len(logs)), trace.prompt_tokens.astype(np.int64), deployment.memory, deployment.capacity
+    )
+    summary = summarise(requests, segments, config.slo)
+    summary |= usage_summary(deployment, trace, requests, segments, states)
+    return Run("simulated", _config_dict(config, trace), summary, requests, states, segments)
+
+
+def _arrivals(requests: Any, replicas: int) -> list[np.ndarray]:
+    replica = requests["replica"].to_numpy()
+    arrival = requests["arrival_ps"].to_numpy()
+    return [np.sort(arrival[replica == index]) for index in range(replicas)]
+
+
+def _config_dict(config: SimulationConfig, trace: Trace) -> dict[str, Any]:
+    return {**config.as_dict(), "trace": {"name": trace.name, "requests": len(trace), **trace.provenance}}

@@ -1,0 +1,168 @@
+"""The oracle of `engine.py`: the same replica, one step at a time, everything counted anew at each.
+
+It shares the scheduler and the integer costs, and nothing of the closed form: no heaps, no running sums, no bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
+from leankv.simulator.clock import TICK_BITS
+from leankv.simulator.costs import StepCosts
+from leankv.simulator.curves import ReadCurves
+from leankv.simulator.ledger import PageModel, admission_pages
+from leankv.simulator.recorder import ReplicaLog
+from leankv.simulator.resident import Resident
+
+
+class CountingLedger:
+    """A `PageAccount` that adds up every request's pages at every question."""
+
+    def __init__(self, memory: PageModel, capacity: int, watermark: int) -> None:
+        self.memory = memory
+        self.capacity = capacity
+        self.watermark = watermark
+        self.decoding: dict[int, Resident] = {}
+        self.contexts: dict[int, int] = {}
+        self.reserved = 0
+
+    def used(self) -> int:
+        """Pages of prompts in progress, and of every decoding request with its next token."""
+        pages = self.memory.pages
+        held = (pages(r.prompt_tokens, self.contexts[r.request_id] + 1) for r in self.decoding.values())
+        return self.reserved + sum(held)
+
+    def short(self) -> bool:
+        return self.used() > self.capacity
+
+    def admits(self, request: Resident) -> bool:
+        watermark = self.watermark if self.decoding or self.reserved else 0
+        return self.used() + admission_pages(self.memory, request) + watermark <= self.capacity
+
+    def admit(self, request: Resident) -> None:
+        request.reserved = admission_pages(self.memory, request)
+        self.reserved += request.reserved
+
+    def start_decode(self, request: Resident) -> None:
+        self.reserved -= request.reserved
+        request.reserved = 0
+        self.contexts[request.request_id] = request.prefill_target
+
+    def release(self, request: Resident) -> None:
+        self.reserved -= request.reserved
+        request.reserved = 0
+        self.contexts.pop(request.request_id, None)
+
+
+class StepwiseEngine:
+    """Same interface and same results as `JumpEngine`, one decode step at a time."""
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        ledger: CountingLedger,
+        costs: StepCosts,
+        curves: ReadCurves,
+        on_finish: Callable[[Resident, int], None],
+    ) -> None:
+        self.scheduler: Scheduler[Resident] = Scheduler(limits, ledger, self._preempt)
+        self.ledger = ledger
+        ledger.decoding = self.decoding = self.scheduler.decoding
+        self.costs = costs
+        self.curves = curves
+        self.on_finish = on_finish
+        self.log = ReplicaLog()
+        self.clock = 0
+        self.steps = 0
+
+    @property
+    def idle(self) -> bool:
+        scheduler = self.scheduler
+        return not (scheduler.decoding or scheduler.waiting or scheduler.prefilling)
+
+    def kv_use(self) -> float:
+        return self.ledger.used() / self.ledger.capacity
+
+    def add(self, request: Resident) -> None:
+        self.scheduler.add(request)
+
+    def run_until(self, limit: int, stop_at_finish: bool = False) -> None:
+        while self.clock < limit and not self.idle:
+            chunks = self.scheduler.schedule()
+            if self._step(chunks) and stop_at_finish:
+                return
+
+    def _step(self, chunks: list[Chunk[Resident]]) -> int:
+        now = self.clock >> TICK_BITS
+        for chunk in chunks:
+            self._admitted(chunk.request, now)
+        batch = sorted(self.decoding.values(), key=lambda request: request.request_id)
+        ticks = self._cost(batch, chunks)
+        self._record(now, ticks, len(batch), sum(chunk.tokens for chunk in chunks))
+        self.clock += ticks
+        self.steps += 1
+        finished = sum(self._decoded(request) for request in batch)
+        return finished + sum(self._computed(chunk) for chunk in chunks)
+
+    def _cost(self, batch: list[Resident], chunks: list[Chunk[Resident]]) -> int:
+        tokens = len(batch) + sum(chunk.tokens for chunk in chunks)
+        rows = len(batch) + sum(chunk.last for chunk in chunks)
+        read = 0
+        for request in batch:
+            context = self.ledger.contexts[request.request_id] + 1
+            read += self.curves.segment_at(request.prompt_tokens, context).at(context)
+        ticks = self.costs.tokens_and_logits(tokens, rows) + self.costs.decode_work(len(batch))
+        ticks += self.costs.attention(len(batch), read)
+        return ticks + sum(self.costs.prefill(chunk.tokens, chunk.context, chunk.last) for chunk in chunks)
+
+    def _record(self, now: int, ticks: int, sequences: int, prompt_tokens: int) -> None:
+        log = self.log
+        log.start_ps.append(now)
+        log.steps_before.append(self.steps)
+        log.steps.append(1)
+        log.first_gap.append(ticks)
+        log.slope.append(0)
+        log.sequences.append(sequences)
+        log.prompt_tokens.append(prompt_tokens)
+        log.waiting.append(len(self.scheduler.waiting))
+
+    def _admitted(self, request: Resident, now: int) -> None:
+        if request.stay_ps < 0:
+            request.stay_ps = now
+            request.stay_pages = request.reserved
+        if request.admitted_ps < 0:
+            request.admitted_ps = now
+
+    def _decoded(self, request: Resident) -> bool:
+        self.ledger.contexts[request.request_id] += 1
+        request.generated += 1
+        return self._token(request)
+
+    def _computed(self, chunk: Chunk[Resident]) -> bool:
+        self.scheduler.finish_chunk(chunk)
+        if not chunk.last:
+            return False
+        request = chunk.request
+        request.generated += 1
+        request.decode_ps = self.clock >> TICK_BITS
+        request.decode_step = self.steps
+        if request.last_token_ps >= 0:
+            self.log.preemption_gaps_ps.append(request.decode_ps - request.last_token_ps)
+        return self._token(request)
+
+    def _token(self, request: Resident) -> bool:
+        now = self.clock >> TICK_BITS
+        if request.first_token_ps < 0:
+            request.first_token_ps = now
+        request.last_token_ps = now
+        if request.generated < request.output_tokens:
+            return False
+        self.log.stay(request, now, self.steps, False)
+        self.scheduler.finish(request)
+        self.on_finish(request, now)
+        return True
+
+    def _preempt(self, request: Resident) -> None:
+        self.log.stay(request, self.clock >> TICK_BITS, self.steps, True)
+        request.stay_ps = request.decode_ps = request.decode_step = -1

@@ -1,0 +1,235 @@
+"""Pages that a request holds under a policy, and the bytes a decode step reads of them.
+
+A page belongs to one layer, KV head and tier, so what a policy saves shows only in whole pages. All counts are for the
+fullest tensor-parallel rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+import numpy as np
+
+from leankv.serving.formats import FP16, KVFormat
+from leankv.serving.models import ModelSpec
+from leankv.serving.pages import UNIFORM_PAGE_TOKENS, layout_of, page_bytes_for, uniform_page_bytes
+from leankv.serving.policies.base import Policy
+from leankv.serving.policies.curves import HeadGroup
+
+TABLE_BYTES = 8
+"""Per page: an entry of the free list and one of a page table, 32 bits each."""
+COUNTER_BYTES = 8
+"""Per sequence, head and tier: tokens held, and pages."""
+SEQUENCES = 256
+"""Default of `--max-num-seqs`: counters are allocated for all of them."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Pages of one group of heads in one tier, ready for quick evaluation."""
+
+    tier: int
+    heads: int
+    tokens_per_page: int
+    slack: float | None
+    at: Callable[[int, int], float]
+    at_array: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    steepest: float
+
+    def growth(self, tokens: int) -> int:
+        """Most pages that `tokens` further tokens can add."""
+        added = self.steepest * tokens
+        if self.slack is None:
+            return self.heads * ceil(added / self.tokens_per_page)
+        # A head's first token opens a page at once; after that pages follow tokens, and rounding the sum adds one.
+        return ceil(self.heads * min(added, added / self.tokens_per_page + 1)) + (1 if added else 0)
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """The memory of one policy on one model.
+
+    `prompt` is the prompt's length in tokens, `context` the tokens cached so far (prompt and generated, evicted ones
+    included), and context >= prompt, at least 1. `chunked_prefill` decides how score-driven policies stage a prompt:
+    chunked, all of it waits in FP16 pages until its last chunk; unchunked, layers are compressed one by one, and one is
+    staged.
+    """
+
+    policy: Policy
+    model: ModelSpec
+    tp: int = 1
+    chunked_prefill: bool = True
+
+    @cached_property
+    def page_bytes(self) -> int:
+        """Bytes of a page: 16 tokens where the pool has one format, else a size found for all of its formats."""
+        formats = self._formats
+        if len(formats) > 1:
+            return page_bytes_for(self.model.head_dim, formats, self.policy.bookkeeping)
+        summary = 2 * self.model.head_dim * self.policy.page_vectors
+        return uniform_page_bytes(formats[0], self.model.head_dim, self.policy.bookkeeping) + summary
+
+    @cached_property
+    def tokens_per_page(self) -> tuple[int, ...]:
+        """Tokens of a page, by tier."""
+        return tuple(self._tokens_of(tier.format) for tier in self.policy.tiers)
+
+    @cached_property
+    def heads(self) -> int:
+        """KV heads over all layers of the fullest rank."""
+        return self.model.layers * self.model.kv_heads_on_rank(self.tp)
+
+    def pages(self, prompt: int, context: int) -> int:
+        """Pages held once the prompt is compressed; non-decreasing in the context."""
+        total = 0
+        for part in self._parts:
+            total += _pages_of(part, part.at(prompt, context))
+        return total
+
+    def pages_by_tier(self, prompt: int, context: int) -> tuple[int, ...]:
+        """`pages`, split by tier."""
+        by_tier = [0] * len(self.policy.tiers)
+        for part in self._parts:
+            by_tier[part.tier] += _pages_of(part, part.at(prompt, context))
+        return tuple(by_tier)
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """`pages` for int64 arrays of one shape; the same values."""
+        total = np.zeros(np.shape(contexts), dtype=np.int64)
+        for part in self._parts:
+            held = part.at_array(prompts, contexts)
+            if part.slack is None:
+                total += part.heads * -(-held // part.tokens_per_page)
+            else:
+                per_head = np.maximum(held / part.tokens_per_page + part.slack, 1.0)
+                total += np.ceil(part.heads * np.minimum(held, per_head)).astype(np.int64)
+        return total
+
+    def prefill_pages(self, prompt: int, done: int) -> int:
+        """Pages reserved while `done` of the prompt's tokens are computed, and the last is not.
+
+        Score-driven policies reserve for the whole prompt from its first chunk: its FP16 staging pages or, where those
+        are more, the compressed pages. Unchunked: the compressed pages and one layer's staging.
+        """
+        if not self.policy.staged:
+            return self.pages(done, done)
+        staged_per_head = -(-prompt // self._staging_tokens)
+        compressed = self.pages(prompt, prompt)
+        if self.chunked_prefill:
+            return max(self.heads * staged_per_head, compressed)
+        return compressed + self.heads // self.model.layers * staged_per_head
+
+    def growth_bound(self, tokens: int) -> int:
+        """Upper bound of the pages that any `tokens` consecutive decode tokens of one request add."""
+        return sum(part.growth(tokens) for part in self._parts)
+
+    def capacity(self, kv_bytes: int, sequences: int = SEQUENCES) -> int:
+        """Pages in `kv_bytes`, page tables and counters for `sequences` requests and the stored mean keys paid for."""
+        row = self.heads if self._shares_table else 1
+        counters = COUNTER_BYTES * sequences * (1 if self._shares_table else self.heads * len(self.policy.tiers))
+        means = 2 * self.model.head_dim * self.heads if "centred" in self.policy.key_transform else 0
+        return row * max(0, (kv_bytes - counters - means) // (row * self.page_bytes + TABLE_BYTES))
+
+    def kv_read(self, prompt: int, context: int) -> tuple[float, ...]:
+        """Bytes that one decode step moves for attention, by tier: all heads and layers, scales and zeros included.
+
+        Where the policy keeps scores up to date their bytes are in, as are Quest's page bounds, and a step's share in
+        reading and writing the cache once every n-th step.
+        """
+        read = [0.0] * len(self.policy.tiers)
+        for tier, heads, at, token_bytes in self._reads:
+            read[tier] += heads * token_bytes * at(prompt, context)
+        return tuple(read)
+
+    def nominal_ratio(self, prompt: int, context: int) -> float:
+        """Uncompressed bytes over payload bytes: what papers report."""
+        held = self.policy.held_tokens(prompt, context, self.model.layers, self.heads // self.model.layers)
+        payload = sum(
+            tokens * tier.format.payload_bytes(self.model.head_dim)
+            for tokens, tier in zip(held, self.policy.tiers, strict=True)
+        )
+        return context * FP16.payload_bytes(self.model.head_dim) / payload
+
+    def physical_ratio(self, prompt: int, context: int) -> float:
+        """Uncompressed bytes over the bytes of all pages held: metadata, slack and fragments included."""
+        uncompressed = self.heads * context * FP16.payload_bytes(self.model.head_dim)
+        return uncompressed / (self.pages(prompt, context) * self.page_bytes)
+
+    @cached_property
+    def _formats(self) -> tuple[KVFormat, ...]:
+        """Formats that share the pool: the tiers' and, where prompts are staged, FP16."""
+        formats = [tier.format for tier in self.policy.tiers]
+        return tuple(dict.fromkeys([*formats, FP16] if self.policy.staged else formats))
+
+    def _tokens_of(self, format: KVFormat) -> int:
+        if len(self._formats) == 1 and format.key_axis == "token":
+            return UNIFORM_PAGE_TOKENS
+        return layout_of(format, self.model.head_dim, self.page_bytes, self.policy.bookkeeping).tokens
+
+    @cached_property
+    def _staging_tokens(self) -> int:
+        return self._tokens_of(FP16)
+
+    @cached_property
+    def _groups(self) -> tuple[HeadGroup, ...]:
+        return self.policy.groups(self.model.layers, self.model.kv_heads_on_rank(self.tp))
+
+    @cached_property
+    def _shares_table(self) -> bool:
+        """Whether one page table serves all heads of a request, since they hold the same tokens."""
+        return len(self._groups) == 1 and self._groups[0].slack_pages is None
+
+    @cached_property
+    def _parts(self) -> tuple[_Part, ...]:
+        return tuple(
+            _Part(
+                tier=tier,
+                heads=group.heads,
+                tokens_per_page=self.tokens_per_page[tier],
+                slack=group.slack_pages,
+                at=curve.at,
+                at_array=curve.at_array,
+                steepest=curve.steepest,
+            )
+            for group in self._groups
+            for tier, curve in enumerate(group.curves)
+            if curve is not None
+        )
+
+    @cached_property
+    def _reads(self) -> tuple[tuple[int, int, Callable[[int, int], float], float], ...]:
+        """(tier, heads, tokens read, bytes a token) of everything a step reads."""
+        policy, head_dim = self.policy, self.model.head_dim
+        groups = policy.read_groups(self.model.layers, self.model.kv_heads_on_rank(self.tp))
+        reads = [
+            (tier, group.heads, curve.at, self._step_bytes(policy.tiers[tier].format))
+            for group in groups
+            for tier, curve in enumerate(group.curves)
+            if curve is not None
+        ]
+        bounds = 2 * head_dim * policy.page_vectors / UNIFORM_PAGE_TOKENS
+        return tuple(reads + ([(part.tier, part.heads, part.at, bounds) for part in self._parts] if bounds else []))
+
+    def _step_bytes(self, format: KVFormat) -> float:
+        """Bytes moved a step for each token read: its own, its score read and written, its share of recompression."""
+        policy = self.policy
+        token = format.bytes_per_token(self.model.head_dim)
+        if not policy.bookkeeping:
+            return token
+        kept = token + policy.bookkeeping
+        if policy.trigger.when == "every-n":
+            return kept + policy.bookkeeping + 2 * kept / policy.trigger.steps
+        return kept + policy.bookkeeping
+
+
+def _pages_of(part: _Part, held: float) -> int:
+    """Pages of all heads of `part` when each holds `held` tokens, on average where heads differ.
+
+    A head that holds something has a page; one that holds more has on average `slack` of a page beyond its tokens.
+    """
+    if part.slack is None:
+        return int(part.heads * -(-held // part.tokens_per_page))
+    return ceil(part.heads * min(held, max(1.0, held / part.tokens_per_page + part.slack)))

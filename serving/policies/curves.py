@@ -1,0 +1,136 @@
+"""Tokens that one KV head holds, as functions of the prompt and of the context (prompt and generated tokens cached).
+
+Every curve is piecewise linear and non-decreasing in the context, and gives the same value for numbers and for arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+
+from leankv.serving.retention import Retention
+
+Ints = np.ndarray
+
+
+class Curve(Protocol):
+    """Tokens of one head in one tier. `steepest` bounds the growth per generated token."""
+
+    @property
+    def steepest(self) -> float: ...
+
+    def at(self, prompt: int, context: int) -> float:
+        """Tokens held at `context` >= `prompt`, the prompt compressed."""
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        """`at` for arrays of one shape."""
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        """Contexts between which the curve is linear in the context."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """All tokens after the first `skip`, up to `cap`: plain caches, sliding windows, and what leaves them."""
+
+    skip: int = 0
+    cap: int | None = None
+
+    @property
+    def steepest(self) -> float:
+        return 1.0
+
+    def at(self, prompt: int, context: int) -> int:
+        held = context - self.skip
+        if held < 0:
+            return 0
+        return held if self.cap is None or held < self.cap else self.cap
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        return np.clip(contexts - self.skip, 0, self.cap)
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        return (self.skip,) if self.cap is None else (self.skip, self.skip + self.cap)
+
+
+@dataclass(frozen=True)
+class PromptBudget:
+    """Of the prompt at most `cap` tokens and the share `share` (rounded up); then every generated token, if it `grows`.
+
+    Without growth a generated token takes the place of an older one.
+    """
+
+    cap: int | None = None
+    share: float = 1.0
+    grows: bool = True
+
+    @property
+    def steepest(self) -> float:
+        return 1.0 if self.grows else 0.0
+
+    def at(self, prompt: int, context: int) -> int:
+        kept = ceil(self.share * prompt) if self.share < 1 else prompt
+        if self.cap is not None and kept > self.cap:
+            kept = self.cap
+        return kept + context - prompt if self.grows else kept
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        kept = np.ceil(self.share * prompts).astype(np.int64) if self.share < 1 else prompts
+        if self.cap is not None:
+            kept = np.minimum(kept, self.cap)
+        return kept + contexts - prompts if self.grows else kept
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Retained:
+    """One tier of a measured or published retention.
+
+    With `delay` tokens between recompressions the newest `delay` generated tokens are still unclassified; the tier
+    with `takes_new` holds them all (so this is the peak just before a recompression, not the mean).
+    """
+
+    retention: Retention
+    tier: int
+    delay: int = 0
+    takes_new: bool = False
+
+    @property
+    def steepest(self) -> float:
+        return 1.0 if self.delay and self.takes_new else max(self.retention.slopes[self.tier])
+
+    def at(self, prompt: int, context: int) -> float:
+        classified = max(prompt, context - self.delay)
+        held = self.retention.tokens(self.tier, classified)
+        return held + (context - classified) if self.takes_new else held
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        classified = np.maximum(prompts, contexts - self.delay)
+        knots = np.asarray(self.retention.contexts)
+        knot = np.searchsorted(knots, classified, side="right") - 1
+        values, slopes = np.asarray(self.retention.values[self.tier]), np.asarray(self.retention.slopes[self.tier])
+        held = values[knot] + slopes[knot] * (classified - knots[knot])
+        return held + (contexts - classified) if self.takes_new else held
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        knots = tuple(knot + self.delay for knot in self.retention.contexts if knot > prompt)
+        return (prompt + self.delay, *knots) if self.delay else knots
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """`heads` KV heads (over all layers) that hold the same number of tokens, or the same mean where they differ.
+
+    curves: one per tier, None where these heads have nothing in it.
+    slack_pages: None where every head holds exactly the curve's tokens; else the expected pages per head and tier
+        beyond tokens over a page's, since each head's last page is partly empty.
+    """
+
+    heads: int
+    curves: tuple[Curve | None, ...]
+    slack_pages: float | None = None

@@ -1,0 +1,54 @@
+"""Decode attention as the formula says: one request and KV head at a time, on dequantized tokens, in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from leankv.kernels import store_torch
+from leankv.kernels.layout import locate
+from leankv.kernels.transforms import rotate
+
+if TYPE_CHECKING:
+    from leankv.kernels.attention import LayerCache
+
+
+def decode_attention(
+    query: Tensor, cache: LayerCache, slots: Tensor, scale: float, output: Tensor, contributions: Tensor | None
+) -> None:
+    """See `kernels/attention.py`."""
+    output.zero_()
+    group = query.shape[1] // cache.kv_heads
+    for row, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        queries = query[row].float()
+        if cache.rotated is not None and int(cache.rotated[slot]):
+            queries = rotate(queries)
+        for head in range(cache.kv_heads):
+            keys, values = held_tokens(cache, slot, head)
+            if len(keys) == 0:
+                continue
+            heads = slice(head * group, (head + 1) * group)
+            # The softmax ignores a common shift of the keys; float32 does not where they have channels of 300.
+            probabilities = torch.softmax(queries[heads] @ (keys - keys[0]).T * scale, dim=-1)
+            output[row, heads] = (probabilities @ values).to(output.dtype)
+            if contributions is not None:
+                contributions[row, head, : len(keys)] = probabilities.amax(0)
+
+
+def held_tokens(cache: LayerCache, slot: int, head: int) -> tuple[Tensor, Tensor]:
+    """Dequantized keys (as stored: centred and rotated) and values, float32 [n, head_dim]; high tier, then low."""
+    keys, values = [torch.empty(0, cache.head_dim)], [torch.empty(0, cache.head_dim)]
+    for tier in (0, 1):
+        count = int(cache.token_counts[slot, head, tier])
+        if count == 0:
+            continue
+        layout = cache.layouts[int(cache.tier_formats[slot, tier])]
+        pages, places = locate(cache.page_table[slot, head], torch.arange(count), tier, layout)
+        found = store_torch.gather(cache.pool, layout, pages, places)
+        keys.append(found.keys)
+        values.append(found.values)
+    return torch.cat(keys), torch.cat(values)

@@ -27,7 +27,7 @@ def read_scores(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
 
 
 def read_positions(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
-    """Positions int32 [n, pages * tokens] of the pages int64 [n, pages]; where no token is, whatever bytes lie there."""
+    """Positions int32 [n, pages * tokens] of the pages int64 [n, pages]; whatever lies there where no token is."""
     stored = segments.positions(pool, layout)[pages].flatten(1, 2)
     if layout.bookkeeping != LEAN:
         return stored.squeeze(-1)

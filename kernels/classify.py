@@ -52,7 +52,7 @@ def by_mass(
     window: int = 64,
     path: Path | None = None,
 ) -> Tensor:
-    """The least significant tokens up to `prune_share` of the head's mass are pruned, up to `low_share` low, the rest high.
+    """The least significant tokens up to `prune_share` of the head's mass pruned, up to `low_share` low, others high.
 
     Sorted ascending, ties to the older token, cut-offs inclusive. A head's mass is the sum of all its significances,
     those of the exempt window included.
@@ -93,8 +93,8 @@ def ranks(tiers: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ascending(keys: Tensor, positions: Tensor) -> Tensor:
     """Order of the tokens by (key, position)."""
-    by_position = positions.argsort(1, stable=True)
-    by_key = torch.gather(keys, 1, by_position).argsort(1, stable=True)
+    by_position = positions.argsort(dim=1, stable=True)
+    by_key = torch.gather(keys, 1, by_position).argsort(dim=1, stable=True)
     return torch.gather(by_position, 1, by_key)
 
 

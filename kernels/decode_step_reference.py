@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from leankv.kernels import bookkeeping
 from leankv.kernels.decode_rules import (

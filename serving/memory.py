@@ -17,7 +17,7 @@ from leankv.serving.formats import FP16, KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.serving.pages import UNIFORM_PAGE_TOKENS, layout_of, page_bytes_for, uniform_page_bytes
 from leankv.serving.policies.base import Policy
-from leankv.serving.policies.curves import HeadGroup
+from leankv.serving.policies.curves import Curve, HeadGroup
 
 TABLE_BYTES = 8
 """Per page: an entry of the free list and one of a page table, 32 bits each."""
@@ -36,16 +36,34 @@ class _Part:
     tokens_per_page: int
     slack: float | None
     at: Callable[[int, int], float]
-    at_array: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    steepest: float
+    curve: Curve
 
-    def growth(self, tokens: int) -> int:
-        """Most pages that `tokens` further tokens can add."""
-        added = self.steepest * tokens
+    def pages(self, held: float) -> int:
+        """Pages of all heads when each holds `held` tokens, on average where heads differ.
+
+        A head that holds something has a page; one that holds more has on average `slack` of a page beyond its tokens.
+        """
+        if self.slack is None:
+            return int(self.heads * -(-held // self.tokens_per_page))
+        return ceil(self.heads * min(held, max(1.0, held / self.tokens_per_page + self.slack)))
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """`pages` for arrays: the same operations in the same order, so the same values."""
+        held = self.curve.at_array(prompts, contexts)
+        if self.slack is None:
+            return (self.heads * -(-held // self.tokens_per_page)).astype(np.int64)
+        per_head = np.maximum(held / self.tokens_per_page + self.slack, 1.0)
+        return np.ceil(self.heads * np.minimum(held, per_head)).astype(np.int64)
+
+    def growth(self, prompt: int, tokens: int) -> int:
+        """Most pages that `tokens` further tokens can add after `prompt` tokens or more."""
+        added = self.curve.growth(prompt, tokens)
         if self.slack is None:
             return self.heads * ceil(added / self.tokens_per_page)
-        # A head's first token opens a page at once; after that pages follow tokens, and rounding the sum adds one.
-        return ceil(self.heads * min(added, added / self.tokens_per_page + 1)) + (1 if added else 0)
+        # The steepest is a head's first token, which opens a page; later, pages follow tokens. Rounding may add one.
+        least = self.at(prompt, prompt)
+        opened = self.pages(least + added) - self.pages(least)
+        return max(opened, ceil(self.heads * added / self.tokens_per_page)) + 1 if added else 0
 
 
 @dataclass(frozen=True)
@@ -86,27 +104,29 @@ class MemoryModel:
         """Pages held once the prompt is compressed; non-decreasing in the context."""
         total = 0
         for part in self._parts:
-            total += _pages_of(part, part.at(prompt, context))
+            total += part.pages(part.at(prompt, context))
         return total
 
     def pages_by_tier(self, prompt: int, context: int) -> tuple[int, ...]:
         """`pages`, split by tier."""
         by_tier = [0] * len(self.policy.tiers)
         for part in self._parts:
-            by_tier[part.tier] += _pages_of(part, part.at(prompt, context))
+            by_tier[part.tier] += part.pages(part.at(prompt, context))
         return tuple(by_tier)
 
     def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        """`pages` for int64 arrays of one shape; the same values."""
-        total = np.zeros(np.shape(contexts), dtype=np.int64)
+        """`pages` for int64 arrays of one length; the same values."""
+        total = np.zeros(len(contexts), dtype=np.int64)
         for part in self._parts:
-            held = part.at_array(prompts, contexts)
-            if part.slack is None:
-                total += part.heads * -(-held // part.tokens_per_page)
-            else:
-                per_head = np.maximum(held / part.tokens_per_page + part.slack, 1.0)
-                total += np.ceil(part.heads * np.minimum(held, per_head)).astype(np.int64)
+            total += part.pages_array(prompts, contexts)
         return total
+
+    def tier_pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """`pages_by_tier` for int64 arrays of one length n: int64[n, tiers]."""
+        by_tier = np.zeros((len(contexts), len(self.policy.tiers)), dtype=np.int64)
+        for part in self._parts:
+            by_tier[:, part.tier] += part.pages_array(prompts, contexts)
+        return by_tier
 
     def prefill_pages(self, prompt: int, done: int) -> int:
         """Pages reserved while `done` of the prompt's tokens are computed, and the last is not.
@@ -122,9 +142,22 @@ class MemoryModel:
             return max(self.heads * staged_per_head, compressed)
         return compressed + self.heads // self.model.layers * staged_per_head
 
-    def growth_bound(self, tokens: int) -> int:
-        """Upper bound of the pages that any `tokens` consecutive decode tokens of one request add."""
-        return sum(part.growth(tokens) for part in self._parts)
+    def prefill_pages_array(self, prompts: np.ndarray) -> np.ndarray:
+        """`prefill_pages(prompt, prompt)` for an int64 array."""
+        compressed = self.pages_array(prompts, prompts)
+        if not self.policy.staged:
+            return compressed
+        staged_per_head = -(-prompts // self._staging_tokens)
+        if self.chunked_prefill:
+            return np.maximum(self.heads * staged_per_head, compressed)
+        return compressed + self.heads // self.model.layers * staged_per_head
+
+    def growth_bound(self, tokens: int, prompt: int = 1) -> int:
+        """Upper bound of the pages that any `tokens` consecutive decode tokens of one request add.
+
+        It is far smaller for requests known to have at least `prompt` prompt tokens, whose heads have pages already.
+        """
+        return sum(part.growth(prompt, tokens) for part in self._parts)
 
     def capacity(self, kv_bytes: int, sequences: int = SEQUENCES) -> int:
         """Pages in `kv_bytes`, page tables and counters for `sequences` requests and the stored mean keys paid for."""
@@ -143,6 +176,17 @@ class MemoryModel:
         for tier, heads, at, token_bytes in self._reads:
             read[tier] += heads * token_bytes * at(prompt, context)
         return tuple(read)
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        """Contexts above `prompt` between which `kv_read` is linear in the context."""
+        return self.policy.breakpoints(prompt, self.model.layers, self.model.kv_heads_on_rank(self.tp))
+
+    @cached_property
+    def reads_follow_context(self) -> bool:
+        """Whether `kv_read` depends on the context alone."""
+        policy, kv_heads = self.policy, self.model.kv_heads_on_rank(self.tp)
+        groups = policy.read_groups(self.model.layers, kv_heads) + self._groups
+        return all(curve.follows_context for group in groups for curve in group.curves if curve is not None)
 
     def nominal_ratio(self, prompt: int, context: int) -> float:
         """Uncompressed bytes over payload bytes: what papers report."""
@@ -191,8 +235,7 @@ class MemoryModel:
                 tokens_per_page=self.tokens_per_page[tier],
                 slack=group.slack_pages,
                 at=curve.at,
-                at_array=curve.at_array,
-                steepest=curve.steepest,
+                curve=curve,
             )
             for group in self._groups
             for tier, curve in enumerate(group.curves)
@@ -223,13 +266,3 @@ class MemoryModel:
         if policy.trigger.when == "every-n":
             return kept + policy.bookkeeping + 2 * kept / policy.trigger.steps
         return kept + policy.bookkeeping
-
-
-def _pages_of(part: _Part, held: float) -> int:
-    """Pages of all heads of `part` when each holds `held` tokens, on average where heads differ.
-
-    A head that holds something has a page; one that holds more has on average `slack` of a page beyond its tokens.
-    """
-    if part.slack is None:
-        return int(part.heads * -(-held // part.tokens_per_page))
-    return ceil(part.heads * min(held, max(1.0, held / part.tokens_per_page + part.slack)))

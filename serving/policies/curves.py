@@ -5,6 +5,7 @@ Every curve is piecewise linear and non-decreasing in the context, and gives the
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
@@ -17,16 +18,16 @@ Ints = np.ndarray
 
 
 class Curve(Protocol):
-    """Tokens of one head in one tier. `steepest` bounds the growth per generated token."""
-
-    @property
-    def steepest(self) -> float: ...
+    """Tokens of one head in one tier."""
 
     def at(self, prompt: int, context: int) -> float:
         """Tokens held at `context` >= `prompt`, the prompt compressed."""
 
     def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
         """`at` for arrays of one shape."""
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        """Upper bound of what any `tokens` consecutive generated tokens add, after this prompt or a longer one."""
 
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         """Contexts between which the curve is linear in the context."""
@@ -39,10 +40,6 @@ class Window:
     skip: int = 0
     cap: int | None = None
 
-    @property
-    def steepest(self) -> float:
-        return 1.0
-
     def at(self, prompt: int, context: int) -> int:
         held = context - self.skip
         if held < 0:
@@ -51,6 +48,9 @@ class Window:
 
     def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
         return np.clip(contexts - self.skip, 0, self.cap)
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        return tokens if self.cap is None else min(tokens, self.cap - self.at(prompt, prompt))
 
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         return (self.skip,) if self.cap is None else (self.skip, self.skip + self.cap)
@@ -67,10 +67,6 @@ class PromptBudget:
     share: float = 1.0
     grows: bool = True
 
-    @property
-    def steepest(self) -> float:
-        return 1.0 if self.grows else 0.0
-
     def at(self, prompt: int, context: int) -> int:
         kept = ceil(self.share * prompt) if self.share < 1 else prompt
         if self.cap is not None and kept > self.cap:
@@ -82,6 +78,9 @@ class PromptBudget:
         if self.cap is not None:
             kept = np.minimum(kept, self.cap)
         return kept + contexts - prompts if self.grows else kept
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        return tokens if self.grows else 0
 
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         return ()
@@ -100,10 +99,6 @@ class Retained:
     delay: int = 0
     takes_new: bool = False
 
-    @property
-    def steepest(self) -> float:
-        return 1.0 if self.delay and self.takes_new else max(self.retention.slopes[self.tier])
-
     def at(self, prompt: int, context: int) -> float:
         classified = max(prompt, context - self.delay)
         held = self.retention.tokens(self.tier, classified)
@@ -116,6 +111,11 @@ class Retained:
         values, slopes = np.asarray(self.retention.values[self.tier]), np.asarray(self.retention.slopes[self.tier])
         held = values[knot] + slopes[knot] * (classified - knots[knot])
         return held + (contexts - classified) if self.takes_new else held
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        knot = bisect_right(self.retention.contexts, prompt) - 1
+        classified = max(self.retention.slopes[self.tier][knot:]) * tokens
+        return min(tokens, classified + self.delay) if self.takes_new else classified
 
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         knots = tuple(knot + self.delay for knot in self.retention.contexts if knot > prompt)

@@ -33,14 +33,15 @@ def test_pages_never_shrink_and_growth_is_bounded(memory: MemoryModel, prompt: i
     start = memory.pages(prompt, prompt + before)
     end = memory.pages(prompt, prompt + before + tokens)
     assert isinstance(start, int) and start > 0
-    assert start <= end <= start + memory.growth_bound(tokens)
+    assert start <= end <= start + memory.growth_bound(tokens, prompt)
+    assert memory.growth_bound(tokens, prompt) <= memory.growth_bound(tokens)
 
 
 @given(memories, lengths, st.integers(0, 300))
 @settings(max_examples=100, deadline=None)
 def test_no_single_step_shrinks_the_pages(memory: MemoryModel, prompt: int, start: int) -> None:
     counts = [memory.pages(prompt, prompt + start + step) for step in range(150)]
-    bound = memory.growth_bound(1)
+    bound = memory.growth_bound(1, prompt)
     assert all(0 <= after - before <= bound for before, after in pairwise(counts))
 
 
@@ -53,6 +54,8 @@ def test_arrays_agree_with_numbers(memory: MemoryModel, cases: list[tuple[int, i
     counts = memory.pages_array(prompts, contexts)
     assert counts.dtype == np.int64
     assert counts.tolist() == expected
+    by_tier = [list(memory.pages_by_tier(int(p), int(c))) for p, c in zip(prompts, contexts, strict=True)]
+    assert memory.tier_pages_array(prompts, contexts).tolist() == by_tier
 
 
 @given(memories, lengths, st.integers(0, 5_000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from leankv.serving.errors import InputError
 from leankv.serving.formats import KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.serving.policies.budgets import Budget
@@ -60,7 +61,10 @@ class Policy:
     tiers: the first is the high one, where new tokens enter.
     bookkeeping: bytes a token for score and position. page_vectors: float16 vectors of head_dim kept beside each page.
     shares_prefix: whether requests with a common prefix can share its pages.
-    retention: mean tokens kept, for rules whose outcome depends on the scores.
+    retention: mean tokens kept, for rules whose outcome depends on the scores; a measured one replaces it.
+
+    Raises:
+        InputError: the retention has another number of tiers.
     """
 
     name: str
@@ -76,6 +80,13 @@ class Policy:
     bookkeeping: int = 0
     page_vectors: int = 0
     retention: Retention | None = None
+
+    def __post_init__(self) -> None:
+        if self.retention is not None and self.retention.tiers != len(self.tiers):
+            raise InputError(
+                f"policy {self.name!r} has {len(self.tiers)} tiers, its retention ({self.retention.source}) "
+                f"{self.retention.tiers}; measure it again with this policy"
+            )
 
     @property
     def staged(self) -> bool:

@@ -18,7 +18,10 @@ Ints = np.ndarray
 
 
 class Curve(Protocol):
-    """Tokens of one head in one tier."""
+    """Tokens of one head in one tier. `follows_context`: the prompt's length does not matter."""
+
+    @property
+    def follows_context(self) -> bool: ...
 
     def at(self, prompt: int, context: int) -> float:
         """Tokens held at `context` >= `prompt`, the prompt compressed."""
@@ -39,6 +42,10 @@ class Window:
 
     skip: int = 0
     cap: int | None = None
+
+    @property
+    def follows_context(self) -> bool:
+        return True
 
     def at(self, prompt: int, context: int) -> int:
         held = context - self.skip
@@ -66,6 +73,10 @@ class PromptBudget:
     cap: int | None = None
     share: float = 1.0
     grows: bool = True
+
+    @property
+    def follows_context(self) -> bool:
+        return False
 
     def at(self, prompt: int, context: int) -> int:
         kept = ceil(self.share * prompt) if self.share < 1 else prompt
@@ -98,6 +109,10 @@ class Retained:
     tier: int
     delay: int = 0
     takes_new: bool = False
+
+    @property
+    def follows_context(self) -> bool:
+        return self.delay == 0
 
     def at(self, prompt: int, context: int) -> float:
         classified = max(prompt, context - self.delay)

@@ -150,15 +150,33 @@ def _ticks_ps(source: Source, column: Any, name: str, unit: str, shift: bool) ->
         return _scaled(source, _numbers(source, column, name), 10**digits, name, shift)
     rounded = pc.cast(pc.round(exact, ndigits=digits), pa.decimal128(34, digits), safe=False)
     words = np.frombuffer(rounded.buffers()[1], dtype=np.int64)[2 * rounded.offset :].reshape(-1, 2)[: len(rounded)]
+    if shift:
+        return _since_earliest(source, words, name)
     if (words[:, 1] != words[:, 0] >> 63).any():
-        return _scaled(source, _numbers(source, column, name), 10**digits, name, shift)
+        raise _too_long(source, name)
     return _shifted(source, words[:, 0].copy(), name, shift)
 
 
-def _scaled(source: Source, ticks: npt.NDArray[Any], factor: int, name: str, shift: bool) -> IntArray:
-    since = ticks - ticks.min() if shift and len(ticks) else ticks
-    if len(since) and float(np.abs(since).max()) * factor >= 2**63:
+def _since_earliest(source: Source, words: npt.NDArray[np.int64], name: str) -> IntArray:
+    """128-bit integers (low and high words, int64[n, 2]) minus the earliest: epoch times in ps exceed 64 bits."""
+    if not len(words):
+        return np.zeros(0, np.int64)
+    low, high = words[:, 0].view(np.uint64), words[:, 1]
+    earliest = low[high == high.min()].min()
+    about = (high - high.min()).astype(np.float64) * 2.0**64 + low.astype(np.float64) - float(earliest)
+    if about.max() >= 2.0**63 - 2.0**12:
         raise _too_long(source, name)
+    return (low - earliest).view(np.int64)
+
+
+def _scaled(source: Source, ticks: npt.NDArray[Any], factor: int, name: str, shift: bool) -> IntArray:
+    if not len(ticks):
+        return np.zeros(0, np.int64)
+    earliest, latest = ticks.min().item(), ticks.max().item()
+    # In Python numbers, which do not wrap around.
+    if max(latest - earliest if shift else latest, -earliest) * factor > 2**63 - 1:
+        raise _too_long(source, name)
+    since = ticks - earliest if shift else ticks
     if since.dtype == np.int64:
         return _shifted(source, since * factor, name, shift)
     return _shifted(source, np.rint(since * factor).astype(np.int64), name, shift)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leankv.serving.errors import InputError, nearest
 from leankv.traces import transforms
-from leankv.traces.arrivals import Arrivals
+from leankv.traces.arrivals import PROCESSES, Arrivals
 from leankv.traces.catalogue import local_file, public_names, public_trace
 from leankv.traces.measured import EMBEDDED_DEFAULT, embedded_names, generate_like
 from leankv.traces.mooncake import Spread
@@ -65,7 +65,9 @@ def _nothing_there(spec: str) -> InputError:
     stem = Path(spec).name.split(".")[0].replace("_", "-")
     suggestion = nearest(spec, names) or nearest(stem, names)
     sibling = _nearest_file(Path(spec))
-    mends = [f"did you mean {candidate!r}?" for candidate in (sibling, suggestion) if candidate]
+    process = nearest(spec.partition(":")[0], PROCESSES) if "=" in spec or ":" in spec else None
+    candidates = (f"{process}:..." if process else None, sibling, suggestion)
+    mends = [f"did you mean {candidate!r}?" for candidate in candidates if candidate]
     return InputError(f"no trace {spec!r}: no such file and no such name; {' or '.join(mends) or _list(names)}")
 
 

@@ -64,7 +64,8 @@ class Source:
         try:
             return gzip.decompress(raw)
         except EOFError as error:
-            raise self.error("the gzip is cut short", "fetch it again") from error
+            lines = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(raw).count(b"\n")
+            raise self.error(f"the gzip is cut short after line {lines}", "fetch it again") from error
         except (zlib.error, gzip.BadGzipFile) as error:
             raise self.error(f"the gzip is damaged ({error})", "fetch it again") from error
 

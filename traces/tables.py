@@ -38,7 +38,9 @@ def read_csv(source: Source, columns: Sequence[str]) -> Any:
         ),
     }
     try:
-        return pacsv.read_csv(pa.BufferReader(source.content()), **options)
+        text = source.content()
+        # A header without a line end is no row to Arrow.
+        return pacsv.read_csv(pa.BufferReader(text if text.endswith(b"\n") else text + b"\n"), **options)
     except pa.ArrowInvalid as error:
         raise _csv_error(source, str(error), len(header)) from error
 

@@ -107,15 +107,13 @@ def repeat(trace: Trace, requests: int) -> Trace:
     if int(trace.arrival_ps[-1]) + (plays - 1) * period >= 2**63:
         raise InputError(f"{requests} requests of {trace.name} span more than 106 days; raise the rate scale first")
     play, rows = np.divmod(np.arange(requests), n)
+    if trace.prefix_hashes is not None:
+        # Numbered from 0 without holes, so that each play can have a range of numbers of its own.
+        distinct, dense = np.unique(trace.prefix_hashes.hashes, return_inverse=True)
+        trace = replace(trace, prefix_hashes=replace(trace.prefix_hashes, hashes=dense.astype(np.int64)))
     repeated = trace.take(rows, trace.arrival_ps[rows] + play * period)
     if repeated.prefix_hashes is not None:
-        repeated = replace(repeated, prefix_hashes=_distinct(repeated.prefix_hashes, play))
+        blocks = repeated.prefix_hashes
+        shift = len(distinct) * np.repeat(play, np.diff(blocks.offsets))
+        repeated = replace(repeated, prefix_hashes=replace(blocks, hashes=blocks.hashes + shift))
     return repeated.with_step(f"repeat({requests})")
-
-
-def _distinct(blocks: PrefixBlocks, play: npt.NDArray[np.int64]) -> PrefixBlocks:
-    if not len(blocks.hashes):
-        return blocks
-    _, dense = np.unique(blocks.hashes, return_inverse=True)
-    stride = int(dense.max()) + 1
-    return replace(blocks, hashes=dense + stride * np.repeat(play, np.diff(blocks.offsets)))

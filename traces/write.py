@@ -86,8 +86,10 @@ def _write_jsonl(trace: Trace, path: Path) -> None:
     columns = (trace.arrival_ps.tolist(), trace.prompt_tokens.tolist(), trace.output_tokens.tolist(), hashes)
     with _stream(path) as stream:
         for arrival, prompt, output, row in zip(*columns, strict=True):
-            fields = {ARRIVAL_PS: arrival, "prompt_tokens": prompt, "output_tokens": output}
-            stream.write(json.dumps(fields if row is None else {**fields, key: row}).encode() + b"\n")
+            # Whole numbers are their own JSON, and writing them so is several times as fast as json.dumps.
+            shared = "" if row is None else f', "{key}": {row}'
+            line = f'{{"{ARRIVAL_PS}": {arrival}, "prompt_tokens": {prompt}, "output_tokens": {output}{shared}}}\n'
+            stream.write(line.encode())
 
 
 def _rows(blocks: PrefixBlocks) -> list[list[int]]:
@@ -102,5 +104,5 @@ def _stream(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
             yield plain
             return
         # No name and no time inside: the same trace gives the same bytes.
-        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as packed:
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=plain, mtime=0) as packed:
             yield packed

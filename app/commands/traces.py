@@ -13,6 +13,11 @@ import tyro
 if TYPE_CHECKING:
     from leankv.traces.trace import Trace
 
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Share = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+
 DEFAULT_TRACE = "azure-conv-2023-like"
 ABOUT = """\
 Where requests come from.
@@ -34,29 +39,29 @@ azure-conv-2023-like, or by a synthetic workload such as gamma:rate=5,cv=2,n=100
 class Chosen:
     """Which trace, and what is done to it before anything else."""
 
-    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TRACE")] = None
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TRACE", help_behavior_hint="")] = None
     """Path, public name, embedded name or synthetic workload (the same as --trace)."""
-    trace: str | None = None
+    trace: Text = None
     """Path, public name, embedded name or synthetic workload; default azure-conv-2023-like."""
-    columns: str | None = None
+    columns: Text = None
     """For other files: arrival=NAME[:UNIT],prompt=NAME,output=NAME (units s, ms, us, ns, ps; or ISO dates)."""
     rate_scale: float = 1.0
     """Arrivals this many times as fast."""
-    limit: int | None = None
+    limit: Count = None
     """Only the first so many requests."""
-    repeat: int | None = None
+    repeat: Count = None
     """Play the trace again and again up to so many requests."""
-    window: str | None = None
+    window: Text = None
     """Only arrivals in START:END seconds, e.g. 600:1200; the window's start becomes time 0."""
-    sample: float | None = None
+    sample: Share = None
     """Keep each request with this probability."""
-    max_prompt: int | None = None
+    max_prompt: Count = None
     """Cut longer prompts to so many tokens."""
-    max_output: int | None = None
+    max_output: Count = None
     """Cut longer outputs to so many tokens."""
     spread: Literal["even", "random", "none"] = "even"
     """How Mooncake's requests are spread within a timestamp's tick."""
-    arrivals: str | None = None
+    arrivals: Text = None
     """Arrival process for length files, which have none: e.g. poisson:rate=5 or gamma:rate=5,cv=2."""
     seed: int = 0
     """Seed of everything drawn."""
@@ -66,7 +71,7 @@ class Chosen:
 class List:
     """The embedded and public traces: what they are, licence, whether they are here."""
 
-    json: Path | None = None
+    json: File = None
     """Write the list to this file as JSON."""
 
 
@@ -75,9 +80,9 @@ class Describe:
     """Rate, burstiness, lengths, correlation and prefix sharing of a trace; and how close it is to another."""
 
     chosen: Annotated[Chosen, tyro.conf.arg(name="")] = field(default_factory=Chosen)
-    against: str | None = None
+    against: Text = None
     """Compare with this trace (KS distances); a generated trace is compared with its own figures anyway."""
-    json: Path | None = None
+    json: File = None
     """Write the figures to this file as JSON."""
 
 
@@ -88,7 +93,7 @@ class Convert:
     output: Path
     """File to write; its ending says the format."""
     chosen: Annotated[Chosen, tyro.conf.arg(name="")] = field(default_factory=Chosen)
-    json: Path | None = None
+    json: File = None
     """Write the figures of what was written to this file as JSON."""
 
 
@@ -98,9 +103,9 @@ class Download:
 
     name: Annotated[str, tyro.conf.Positional]
     """A name from `leankv traces list`."""
-    output_dir: Path | None = None
+    output_dir: File = None
     """Folder to keep it in; default $LEANKV_TRACES, else leankv/traces in the user's cache folder."""
-    json: Path | None = None
+    json: File = None
     """Write path and checksum to this file as JSON."""
 
 
@@ -119,7 +124,7 @@ class Generate:
     """File to write; its ending says the format (.parquet, .csv, .jsonl, .gz)."""
     seed: int = 0
     """Seed, unless the workload names one."""
-    json: Path | None = None
+    json: File = None
     """Write the figures of what was written to this file as JSON."""
 
 

@@ -151,6 +151,10 @@ def test_a_wrong_specification_is_told(spec: str, words: str) -> None:
         open_trace(spec)
 
 
+def test_a_workload_may_be_longer_than_a_file_name() -> None:
+    assert len(open_trace("poisson:n=5,rate=1." + "0" * 300)) == 5
+
+
 def test_lengths_parse_to_what_they_say() -> None:
     assert parse_lengths("512", "prompt").at(np.zeros(2)).tolist() == [512, 512]
     assert gap_cv(open_trace("poisson:n=1")) == 0

@@ -149,7 +149,10 @@ def _token_gaps(segments: pa.Table) -> dict[str, float | None]:
     mean = np.average(gaps, weights=weights)
     std = np.sqrt(np.average((gaps - mean) ** 2, weights=weights))
     figures = [mean, std, *weighted_percentiles(gaps, weights, PERCENTILES)]
-    return {f"{name}_itl_ms": float(f) for name, f in zip(("mean", "std", "median", "p90", "p95", "p99"), figures, strict=True)}
+    return {
+        f"{name}_itl_ms": float(f)
+        for name, f in zip(("mean", "std", "median", "p90", "p95", "p99"), figures, strict=True)
+    }
 
 
 def _figures(values: Floats) -> tuple[float, float, float]:

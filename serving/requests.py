@@ -21,7 +21,6 @@ class Request:
         "computed",
         "generated",
         "output_tokens",
-        "pages",
         "preemptions",
         "prefill_target",
         "prompt_tokens",
@@ -37,7 +36,6 @@ class Request:
         self.computed = 0
         self.generated = 0
         self.preemptions = 0
-        self.pages = 0
 
     def restart(self) -> None:
         """Forget the cache; the next prefill recomputes the prompt and every generated token, and yields the next."""

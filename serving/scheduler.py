@@ -55,18 +55,18 @@ class PageAccount(Protocol[RequestT]):
     def release(self, request: RequestT) -> None:
         """Give back all pages of a request that finished or was preempted."""
 
+    def recompute(self, request: RequestT) -> None:
+        """A preempted request goes back to the queue, with the tokens that it has generated as part of its prompt."""
+
 
 @dataclass(slots=True)
 class Chunk(Generic[RequestT]):
-    """`tokens` of a prompt computed in one step after `context` earlier ones."""
+    """`tokens` of a prompt computed in one step after `context` earlier ones; `last` if they complete it."""
 
     request: RequestT
     context: int
     tokens: int
-
-    @property
-    def last(self) -> bool:
-        return self.context + self.tokens == self.request.prefill_target
+    last: bool
 
 
 class Scheduler(Generic[RequestT]):
@@ -129,24 +129,32 @@ class Scheduler(Generic[RequestT]):
 
     def _admit(self, chunks: list[Chunk[RequestT]]) -> None:
         limits, waiting, memory = self.limits, self.waiting, self.memory
-        budget = limits.max_num_batched_tokens - len(self.decoding) - sum(chunk.tokens for chunk in chunks)
+        budget = limits.max_num_batched_tokens - len(self.decoding)
         seats = limits.max_num_seqs - len(self.decoding) - len(chunks)
-        while waiting and budget > 0 and seats > 0 and memory.admits(waiting[0]):
-            if not limits.chunked_prefill and chunks and waiting[0].prefill_target > budget:
+        for chunk in chunks:
+            budget -= chunk.tokens
+        while waiting and budget > 0 and seats > 0:
+            request = waiting[0]
+            if not memory.admits(request) or (self._must_be_whole(chunks) and request.prefill_target > budget):
                 return
-            request = waiting.popleft()
+            waiting.popleft()
             memory.admit(request)
             chunk = self._cut(request, budget)
             chunks.append(chunk)
             budget -= chunk.tokens
             seats -= 1
 
+    def _must_be_whole(self, chunks: list[Chunk[RequestT]]) -> bool:
+        """Unchunked, a prompt joins others only where all of it fits the budget; alone it may exceed it."""
+        return bool(chunks) and not self.limits.chunked_prefill
+
     def _cut(self, request: RequestT, budget: int) -> Chunk[RequestT]:
-        remaining = request.prefill_target - request.computed
+        context = request.computed
+        remaining = request.prefill_target - context
         if remaining > budget and self.limits.chunked_prefill:
             self.prefilling = request
-            return Chunk(request, request.computed, budget)
-        return Chunk(request, request.computed, remaining)
+            return Chunk(request, context, budget, False)
+        return Chunk(request, context, remaining, True)
 
     def _make_room(self) -> None:
         while self.memory.short():
@@ -160,4 +168,5 @@ class Scheduler(Generic[RequestT]):
         self.on_preempt(request)
         self.memory.release(request)
         request.restart()
+        self.memory.recompute(request)
         self.waiting.appendleft(request)

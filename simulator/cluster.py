@@ -64,7 +64,7 @@ class Replica:
 
     def _finish(self, request: Resident, finish_ps: int) -> None:
         self.given_tokens -= request.prompt_tokens + request.output_tokens
-        self.records.finished(request, self.index, finish_ps)
+        self.records.finish(request, self.index, finish_ps)
         self.newly_finished += 1
 
 
@@ -96,6 +96,7 @@ def _arrivals(
 ) -> Generator[simpy.Event, Any, None]:
     arrivals = workload.arrivals_ps
     every = max(len(arrivals) // 200, 64)
+    only = replicas[0] if len(replicas) == 1 else None
     now = 0
     for row, arrival_ps in enumerate(arrivals):
         if arrival_ps > now:
@@ -106,10 +107,12 @@ def _arrivals(
         request = workload.take(row, now)
         if request is None:
             continue
-        if router.looks:
-            for replica in replicas:
+        if only is not None:
+            replica = only
+        else:
+            for replica in replicas if router.looks else ():
                 replica.engine.run_until(now << TICK_BITS)
-        replica = replicas[router.choose(replicas)]
+            replica = replicas[router.choose(replicas)]
         replica.engine.run_until(now << TICK_BITS)
         replica.give(request)
 

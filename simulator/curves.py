@@ -14,6 +14,10 @@ class KVReads(Protocol):
 
     def breakpoints(self, prompt: int) -> tuple[int, ...]: ...
 
+    @property
+    def reads_follow_context(self) -> bool:
+        """Whether `kv_read` depends on the context alone, so that one curve serves every prompt."""
+
 
 class Segment(NamedTuple):
     """`value + slope * (context - start)` effective bytes, for contexts from `start` up to, not including, `end`."""
@@ -38,9 +42,12 @@ class ReadCurves:
     def __init__(self, reads: KVReads, multipliers: tuple[float, ...]) -> None:
         self._reads = reads
         self._multipliers = multipliers
+        self._follow_context = reads.reads_follow_context
         self._by_prompt: dict[int, tuple[Segment, ...]] = {}
 
     def segments(self, prompt: int) -> tuple[Segment, ...]:
+        if self._follow_context:
+            prompt = 1
         found = self._by_prompt.get(prompt)
         if found is None:
             found = self._by_prompt[prompt] = self._build(prompt)

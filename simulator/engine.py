@@ -56,6 +56,7 @@ class JumpEngine:
         self._read_slope = 0
         self._finishes: list[int] = []
         self._bends: list[int] = []
+        self._stale = False
 
     @property
     def idle(self) -> bool:
@@ -106,21 +107,15 @@ class JumpEngine:
 
     def advance(self, limit: int) -> int:
         """Decode until the horizon; returns how many requests finished there."""
-        decoding, log, ledger = self.decoding, self.log, self.ledger
-        sequences = len(decoding)
+        ledger = self.ledger
+        sequences = len(self.decoding)
         read = self._read
         piece = self.costs.attention_piece(sequences, read)
         first = self.costs.decode(sequences) + piece.base + piece.slope * (read - piece.start)
         slope = piece.slope * self._read_slope
         count = self.horizon(limit, first, slope, piece)
-        log.start_ps.append(self.clock >> TICK_BITS)
-        log.steps_before.append(ledger.steps)
-        log.steps.append(count)
-        log.first_gap.append(first)
-        log.slope.append(slope)
-        log.sequences.append(sequences)
-        log.prompt_tokens.append(0)
-        log.waiting.append(len(self.scheduler.waiting))
+        waiting = len(self.scheduler.waiting)
+        self.log.segments.add((self.clock >> TICK_BITS, ledger.steps, count, first, slope, sequences, 0, waiting))
         self.clock += elapsed(count, first, slope)
         self._read = read + count * self._read_slope
         ledger.steps += count
@@ -128,7 +123,7 @@ class JumpEngine:
 
     def _step_with_prompts(self, chunks: list[Chunk[Resident]]) -> int:
         """One step: every decoding request's token, and the chunks."""
-        costs, log, ledger = self.costs, self.log, self.ledger
+        costs, ledger = self.costs, self.ledger
         sequences = len(self.decoding)
         tokens, rows, ticks = sequences, sequences, 0
         now = self.clock >> TICK_BITS
@@ -143,14 +138,8 @@ class JumpEngine:
         ticks += costs.tokens_and_logits(tokens, rows)
         if sequences:
             ticks += costs.attention(sequences, self._read) + costs.decode_work(sequences)
-        log.start_ps.append(now)
-        log.steps_before.append(ledger.steps)
-        log.steps.append(1)
-        log.first_gap.append(ticks)
-        log.slope.append(0)
-        log.sequences.append(sequences)
-        log.prompt_tokens.append(tokens - sequences)
-        log.waiting.append(len(self.scheduler.waiting))
+        waiting = len(self.scheduler.waiting)
+        self.log.segments.add((now, ledger.steps, 1, ticks, 0, sequences, tokens - sequences, waiting))
         self.clock += ticks
         self._read += self._read_slope
         ledger.steps += 1
@@ -161,7 +150,6 @@ class JumpEngine:
 
     def _admitted(self, request: Resident, now: int) -> None:
         request.stay_ps = now
-        request.stay_pages = request.reserved
         if request.admitted_ps < 0:
             request.admitted_ps = now
 
@@ -189,13 +177,14 @@ class JumpEngine:
     def _follow_curve(self, request: Resident, steps: int) -> None:
         """Take up the line of the read curve that holds for the next step."""
         context = steps + request.offset + 1
-        segment = self.curves.segment_at(request.prompt_tokens, context)
+        start, end, value, slope = self.curves.segment_at(request.prompt_tokens, context)
+        value += slope * (context - start)
         request.read_step = steps
-        request.read_value = segment.value + segment.slope * (context - segment.start)
-        request.read_slope = segment.slope
-        self._read += request.read_value
-        self._read_slope += segment.slope
-        bend = segment.end - 1 - request.offset
+        request.read_value = value
+        request.read_slope = slope
+        self._read += value
+        self._read_slope += slope
+        bend = end - 1 - request.offset
         if bend < request.finish_step:
             heappush(self._bends, bend << ID_BITS | request.request_id)
 
@@ -226,7 +215,8 @@ class JumpEngine:
                 finished += 1
         if self._bends:
             self._bend(steps)
-        self._forget_preempted()
+        if self._stale:
+            self._forget_preempted()
         return finished
 
     def _bend(self, steps: int) -> None:
@@ -245,6 +235,7 @@ class JumpEngine:
             if request is not None and request.finish_step == finishes[0] >> ID_BITS:
                 return
             heappop(finishes)
+        self._stale = False
 
     def _finish(self, request: Resident) -> None:
         now = self.clock >> TICK_BITS
@@ -262,6 +253,7 @@ class JumpEngine:
         self.log.stay(request, now, steps, True)
         request.stay_ps = request.decode_ps = request.decode_step = -1
         request.finish_step = -1
+        self._stale = True
         self._forget_preempted()
 
 

@@ -7,6 +7,7 @@ short is found by bisection, since a request's pages never shrink while it decod
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from leankv.simulator.resident import Resident
 
 VECTORISE_FROM = 24
+BLOCK = 16
+COUNT_EVERY = 512
 
 
 class PageModel(Protocol):
@@ -46,23 +49,24 @@ class LazyLedger:
         self.reserved = 0
         self._counted = 0
         self._counted_at = 0
-        self._growth: dict[int, int] = {}
+        self._growth = [0]
         self._blocked: Resident | None = None
 
     def short(self) -> bool:
-        room = self.capacity - self.reserved
-        if self._bound() <= room:
+        if self.steps - self._counted_at > COUNT_EVERY:
+            self._count()
+        if self._bound(0) + self.reserved <= self.capacity:
             return False
         self._count()
-        return self._counted > room
+        return self._counted + self.reserved > self.capacity
 
     def admits(self, request: Resident) -> bool:
         if request is self._blocked:
             return False
-        room = self.capacity - self.reserved - admission_pages(self.memory, request)
+        room = self.capacity - self.reserved - request.need
         if self.decoding or self.reserved:
             room -= self.watermark
-        if self._bound() <= room:
+        if self._bound(0) <= room:
             return True
         self._count()
         if self._counted <= room:
@@ -71,16 +75,21 @@ class LazyLedger:
         return False
 
     def admit(self, request: Resident) -> None:
-        request.reserved = admission_pages(self.memory, request)
-        self.reserved += request.reserved
+        request.reserved = request.need
+        self.reserved += request.need
 
     def start_decode(self, request: Resident) -> None:
         self.reserved -= request.reserved
         request.reserved = 0
         request.offset = request.prefill_target - self.steps
-        request.held = self.memory.pages(request.prompt_tokens, request.prefill_target + 1)
+        request.held = request.first_held
         self._counted += request.held
         self._blocked = None
+
+    def recompute(self, request: Resident) -> None:
+        """The request was preempted and restarted: what it needs now depends on the tokens it had generated."""
+        request.need = admission_pages(self.memory, request)
+        request.first_held = self.memory.pages(request.prompt_tokens, request.prefill_target + 1)
 
     def release(self, request: Resident) -> None:
         self.reserved -= request.reserved
@@ -106,21 +115,19 @@ class LazyLedger:
         self._count()
         if self._bound(limit - 1) <= room or self._total_after(limit - 1) <= room:
             return limit
-        fits, short = 0, limit - 1
-        while short - fits > 1:
-            middle = (fits + short) // 2
-            if self._total_after(middle) <= room:
-                fits = middle
-            else:
-                short = middle
-        return short
+        return bisect_left(range(limit - 1), True, lo=1, key=lambda steps: self._total_after(steps) > room)
 
-    def _bound(self, ahead: int = 0) -> int:
-        tokens = self.steps - self._counted_at + ahead
-        growth = self._growth.get(tokens)
-        if growth is None:
-            growth = self._growth[tokens] = self.memory.growth_bound(tokens) if tokens else 0
+    def _bound(self, ahead: int) -> int:
+        """At most so many pages are held by decoding requests for the step that follows `ahead` more."""
+        blocks = (self.steps - self._counted_at + ahead + BLOCK - 1) // BLOCK
+        growth = self._growth[blocks] if blocks < len(self._growth) else self._growth_bound(blocks)
         return self._counted + growth * len(self.decoding)
+
+    def _growth_bound(self, blocks: int) -> int:
+        """`memory.growth_bound` of that many blocks of tokens, tabulated as far as asked."""
+        more = range(len(self._growth), blocks + 1)
+        self._growth.extend(self.memory.growth_bound(block * BLOCK) for block in more)
+        return self._growth[blocks]
 
     def _count(self) -> None:
         if self._counted_at == self.steps:

@@ -1,91 +1,104 @@
-"""What a run leaves behind, in flat integer arrays: memory grows with requests and jumps, never with tokens."""
+"""What a run leaves behind, in flat integer arrays: memory grows with requests and jumps, never with tokens.
+
+A row is written by one `extend` of an interleaved array, which costs a fraction of one `append` a column.
+"""
 
 from __future__ import annotations
 
 from array import array
 
 import numpy as np
+import numpy.typing as npt
 
 from leankv.simulator.resident import Resident
 
+Ints = npt.NDArray[np.int64]
 FINISHED, REJECTED, UNFINISHED = 0, 1, 2
 STATUS_NAMES = ("finished", "rejected", "unfinished")
 
 
-class RequestRecords:
-    """One row a request of the trace. Times in ps, -1 where the request did not get that far."""
+class Rows:
+    """Rows of integers under named columns."""
 
-    def __init__(self, requests: int) -> None:
-        never = array("q", [-1]) * requests
-        none = array("q", [0]) * requests
-        self.arrival_ps = never[:]
-        self.admitted_ps = never[:]
-        self.first_token_ps = never[:]
-        self.finish_ps = never[:]
-        self.preemptions = none[:]
-        self.replica = none[:]
-        self.status = array("b", [UNFINISHED]) * requests
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.values = array("q")
+        self.add = self.values.extend
+
+    def __len__(self) -> int:
+        return len(self.values) // len(self.names)
+
+    def column(self, name: str) -> Ints:
+        """A copy, int64[rows]."""
+        rows = np.frombuffer(self.values, dtype=np.int64).reshape(-1, len(self.names))
+        return rows[:, self.names.index(name)].copy()
+
+
+class RequestRecords:
+    """What became of each request of the trace."""
+
+    def __init__(self) -> None:
+        self.finished = Rows(
+            "request", "replica", "arrival_ps", "admitted_ps", "first_token_ps", "finish_ps", "preemptions"
+        )
+        self.rejected = Rows("request", "arrival_ps")
         self.reasons: dict[int, str] = {}
 
-    def finished(self, request: Resident, replica: int, finish_ps: int) -> None:
-        row = request.request_id
-        self.arrival_ps[row] = request.arrival_ps
-        self.admitted_ps[row] = request.admitted_ps
-        self.first_token_ps[row] = request.first_token_ps
-        self.finish_ps[row] = finish_ps
-        self.preemptions[row] = request.preemptions
-        self.replica[row] = replica
-        self.status[row] = FINISHED
+    def finish(self, request: Resident, replica: int, finish_ps: int) -> None:
+        self.finished.add(
+            (
+                request.request_id,
+                replica,
+                request.arrival_ps,
+                request.admitted_ps,
+                request.first_token_ps,
+                finish_ps,
+                request.preemptions,
+            )
+        )
 
-    def rejected(self, request: Resident, replica: int, reason: str) -> None:
-        row = request.request_id
-        self.arrival_ps[row] = request.arrival_ps
-        self.replica[row] = replica
-        self.status[row] = REJECTED
-        self.reasons[row] = reason
+    def reject(self, request_id: int, arrival_ps: int, reason: str) -> None:
+        self.rejected.add((request_id, arrival_ps))
+        self.reasons[request_id] = reason
 
 
 class ReplicaLog:
     """Runs of equal steps (`segments`), stays of requests in memory, and gaps between tokens across a preemption.
 
     Segments: step costs are `first_gap + i * slope` ticks for i below `steps`. A step gives one token to each of
-    `sequences` requests, so its cost is their inter-token latency.
-    Stays: from admission to release; decoding from `decode_ps` on, where the replica had made `decode_step` steps and
-    the request had `decode_context` tokens cached.
+    `sequences` requests, so its cost is their inter-token latency. `steps_before` counts the replica's earlier steps.
+    Stays: from admission to release, with the pages reserved until `decode_ps`; then decoding, where the replica had
+    made `decode_step` steps and the request had `decode_context` tokens cached. -1 where a prompt was never finished.
     """
 
     def __init__(self) -> None:
-        self.start_ps = array("q")
-        self.steps_before = array("q")
-        self.steps = array("q")
-        self.first_gap = array("q")
-        self.slope = array("q")
-        self.sequences = array("q")
-        self.prompt_tokens = array("q")
-        self.waiting = array("q")
-        self.stay_request = array("q")
-        self.stay_admitted_ps = array("q")
-        self.stay_decode_ps = array("q")
-        self.stay_decode_step = array("q")
-        self.stay_decode_context = array("q")
-        self.stay_end_ps = array("q")
-        self.stay_end_step = array("q")
-        self.stay_preempted = array("b")
-        self.stay_staged_pages = array("q")
+        self.segments = Rows(
+            "start_ps", "steps_before", "steps", "first_gap", "slope", "sequences", "prompt_tokens", "waiting"
+        )
+        self.stays = Rows(
+            "request",
+            "admitted_ps",
+            "pages",
+            "decode_ps",
+            "decode_step",
+            "decode_context",
+            "end_ps",
+            "end_step",
+            "preempted",
+        )
         self.preemption_gaps_ps = array("q")
 
     def stay(self, request: Resident, end_ps: int, end_step: int, preempted: bool) -> None:
-        self.stay_request.append(request.request_id)
-        self.stay_admitted_ps.append(request.stay_ps)
-        self.stay_decode_ps.append(request.decode_ps)
-        self.stay_decode_step.append(request.decode_step)
-        self.stay_decode_context.append(request.prefill_target)
-        self.stay_end_ps.append(end_ps)
-        self.stay_end_step.append(end_step)
-        self.stay_preempted.append(preempted)
-        self.stay_staged_pages.append(request.stay_pages)
-
-
-def column(values: array) -> np.ndarray:
-    """A view of the recorded integers; nothing may be appended while it lives."""
-    return np.frombuffer(values, dtype=np.int8 if values.typecode == "b" else np.int64)
+        self.stays.add(
+            (
+                request.request_id,
+                request.stay_ps,
+                request.need,
+                request.decode_ps,
+                request.decode_step,
+                request.prefill_target,
+                end_ps,
+                end_step,
+                preempted,
+            )
+        )

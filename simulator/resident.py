@@ -6,10 +6,13 @@ from leankv.serving.requests import Request
 
 
 class Resident(Request):
-    """`steps` below counts the decode steps that its replica has made since the start of the run.
+    """A request with its integers of the closed form.
 
-    Its context after step number s is `s + offset`; its last token comes with step `finish_step`. Its read curve's
-    current line is `read_value + read_slope * (s - read_step)` bytes for the step that follows step s.
+    `steps` below counts the decode steps that its replica has made since the start of the run. The context after step
+    number s is `s + offset`; the last token comes with step `finish_step`. The read curve's current line is
+    `read_value + read_slope * (s - read_step)` bytes for the step that follows step s; these five are set when decoding
+    starts. `need`: pages to reserve for the prompt; `first_held`: pages of the first decode step; `held`: pages at the
+    ledger's last count; `reserved`: pages reserved now. Times in ps, -1 while not reached.
     """
 
     __slots__ = (
@@ -17,31 +20,25 @@ class Resident(Request):
         "decode_ps",
         "decode_step",
         "finish_step",
+        "first_held",
         "first_token_ps",
         "held",
         "last_token_ps",
+        "need",
         "offset",
         "read_slope",
         "read_step",
         "read_value",
         "reserved",
         "stay_ps",
-        "stay_pages",
     )
 
-    def __init__(self, request_id: int, arrival_ps: int, prompt_tokens: int, output_tokens: int) -> None:
+    def __init__(
+        self, request_id: int, arrival_ps: int, prompt_tokens: int, output_tokens: int, need: int, first_held: int
+    ) -> None:
         super().__init__(request_id, arrival_ps, prompt_tokens, output_tokens)
-        self.admitted_ps = -1
-        self.first_token_ps = -1
-        self.last_token_ps = -1
-        self.decode_ps = -1
-        self.decode_step = -1
-        self.finish_step = -1
-        self.offset = 0
-        self.held = 0
-        self.reserved = 0
-        self.stay_ps = -1
-        self.stay_pages = 0
-        self.read_value = 0
-        self.read_slope = 0
-        self.read_step = 0
+        self.need = need
+        self.first_held = first_held
+        self.held = self.reserved = 0
+        self.admitted_ps = self.stay_ps = self.first_token_ps = self.last_token_ps = -1
+        self.decode_ps = self.decode_step = -1

@@ -63,4 +63,3 @@ def router_named(name: str, seed: int) -> Router:
     if name not in ROUTERS:
         raise unknown_name("router", name, ROUTERS)
     return ROUTERS[name](seed)
-

@@ -91,7 +91,7 @@ class Outcome:
 def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_progress) -> Outcome:
     """The event loop alone. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
     config = deployment.config
-    records = RequestRecords(len(trace))
+    records = RequestRecords()
     replicas = [Replica(index, records, deployment.engine) for index in range(config.replicas)]
     router = router_named(config.router, config.seed)
     workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records)
@@ -102,6 +102,11 @@ def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_pro
             run_open_loop(replicas, router, workload, progress)
         else:
             ClosedLoop(replicas, router, workload, config.max_concurrency, progress).run()
+    except OverflowError as error:
+        raise InputError(
+            f"{config.model.name} on {config.device.name}: a single step takes more than two minutes; "
+            "choose a faster --device, more --tp, or a lower --max-num-batched-tokens"
+        ) from error
     finally:
         if collecting:
             gc.enable()
@@ -126,10 +131,14 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     logs = [replica.engine.log for replica in outcome.replicas]
     requests = request_table(trace, records)
     if not np.any(requests["status"].to_numpy() == "finished"):
-        raise InputError(f"{trace.name}: every request was rejected, the first because it {records.reasons[0]}")
+        raise InputError(f"{trace.name}: every request was rejected, the first: {next(iter(records.reasons.values()))}")
     segments = segment_table(logs)
     states = timeline(
-        logs, _arrivals(requests, len(logs)), trace.prompt_tokens.astype(np.int64), deployment.memory, deployment.capacity
+        logs,
+        _arrivals(requests, len(logs)),
+        trace.prompt_tokens.astype(np.int64),
+        deployment.memory,
+        deployment.capacity,
     )
     summary = summarise(requests, segments, config.slo)
     summary |= usage_summary(deployment, trace, requests, segments, states)

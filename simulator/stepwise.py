@@ -41,13 +41,16 @@ class CountingLedger:
         return self.used() + admission_pages(self.memory, request) + watermark <= self.capacity
 
     def admit(self, request: Resident) -> None:
-        request.reserved = admission_pages(self.memory, request)
+        request.need = request.reserved = admission_pages(self.memory, request)
         self.reserved += request.reserved
 
     def start_decode(self, request: Resident) -> None:
         self.reserved -= request.reserved
         request.reserved = 0
         self.contexts[request.request_id] = request.prefill_target
+
+    def recompute(self, request: Resident) -> None:
+        """Nothing is remembered, so nothing is to be mended."""
 
     def release(self, request: Resident) -> None:
         self.reserved -= request.reserved
@@ -117,20 +120,12 @@ class StepwiseEngine:
         return ticks + sum(self.costs.prefill(chunk.tokens, chunk.context, chunk.last) for chunk in chunks)
 
     def _record(self, now: int, ticks: int, sequences: int, prompt_tokens: int) -> None:
-        log = self.log
-        log.start_ps.append(now)
-        log.steps_before.append(self.steps)
-        log.steps.append(1)
-        log.first_gap.append(ticks)
-        log.slope.append(0)
-        log.sequences.append(sequences)
-        log.prompt_tokens.append(prompt_tokens)
-        log.waiting.append(len(self.scheduler.waiting))
+        waiting = len(self.scheduler.waiting)
+        self.log.segments.add((now, self.steps, 1, ticks, 0, sequences, prompt_tokens, waiting))
 
     def _admitted(self, request: Resident, now: int) -> None:
         if request.stay_ps < 0:
             request.stay_ps = now
-            request.stay_pages = request.reserved
         if request.admitted_ps < 0:
             request.admitted_ps = now
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leankv.simulator.clock import PS_PER_MS, TICK_BITS
-from leankv.simulator.recorder import STATUS_NAMES, ReplicaLog, RequestRecords, column
+from leankv.simulator.recorder import FINISHED, REJECTED, STATUS_NAMES, UNFINISHED, ReplicaLog, RequestRecords
 from leankv.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -15,34 +15,43 @@ if TYPE_CHECKING:
 
 
 def request_table(trace: Trace, records: RequestRecords) -> pa.Table:
-    """The table `requests` of `leankv.serving.runs`; latencies in ms, null-free, NaN where there is none."""
+    """The table `requests` of `leankv.serving.runs`, a row a request of the trace; latencies in ms, NaN where none."""
     import pyarrow as pa
 
-    arrival, finish = column(records.arrival_ps), column(records.finish_ps)
-    admitted, first = column(records.admitted_ps), column(records.first_token_ps)
-    arrival = np.where(arrival < 0, trace.arrival_ps, arrival)
+    rows = records.finished.column("request")
+    times = {name: _spread(records, rows, name, len(trace)) for name in ("admitted_ps", "first_token_ps", "finish_ps")}
+    arrival = trace.arrival_ps.copy()
+    arrival[rows] = records.finished.column("arrival_ps")
+    status = np.full(len(trace), UNFINISHED, dtype=np.int8)
+    status[rows] = FINISHED
+    status[records.rejected.column("request")] = REJECTED
+    first, finish = times["first_token_ps"], times["finish_ps"]
     gaps = trace.output_tokens.astype(np.float64) - 1
-    done = finish >= 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(done & (gaps > 0), (finish - first) / gaps / PS_PER_MS, np.nan)
+        tpot = np.where((finish >= 0) & (gaps > 0), (finish - first) / gaps / PS_PER_MS, np.nan)
     columns = {
         "request_id": np.arange(len(trace)),
-        "replica": column(records.replica).astype(np.int32),
-        "status": pa.DictionaryArray.from_arrays(column(records.status), list(STATUS_NAMES)).cast(pa.string()),
+        "replica": _spread(records, rows, "replica", len(trace)).astype(np.int32),
+        "status": pa.DictionaryArray.from_arrays(status, list(STATUS_NAMES)).cast(pa.string()),
         "prompt_tokens": trace.prompt_tokens,
         "output_tokens": trace.output_tokens,
         "arrival_ps": arrival,
-        "admitted_ps": admitted,
-        "first_token_ps": first,
-        "finish_ps": finish,
-        "queue_ms": _elapsed_ms(admitted, arrival),
+        **times,
+        "queue_ms": _elapsed_ms(times["admitted_ps"], arrival),
         "ttft_ms": _elapsed_ms(first, arrival),
         "tpot_ms": tpot,
         "e2el_ms": _elapsed_ms(finish, arrival),
-        "preemptions": column(records.preemptions).astype(np.int32),
+        "preemptions": np.maximum(_spread(records, rows, "preemptions", len(trace)), 0).astype(np.int32),
         "reason": _reasons(records, len(trace)),
     }
     return pa.table(columns)
+
+
+def _spread(records: RequestRecords, rows: np.ndarray, name: str, count: int) -> np.ndarray:
+    """A column of the finished requests in the trace's order, -1 elsewhere."""
+    values = np.full(count, -1, dtype=np.int64)
+    values[rows] = records.finished.column(name)
+    return values
 
 
 def segment_table(logs: list[ReplicaLog]) -> pa.Table:
@@ -51,14 +60,14 @@ def segment_table(logs: list[ReplicaLog]) -> pa.Table:
 
     tick_ps = 2.0**-TICK_BITS
     columns = {
-        "replica": [np.full(len(log.start_ps), index, dtype=np.int32) for index, log in enumerate(logs)],
-        "start_ps": [column(log.start_ps) for log in logs],
-        "steps": [column(log.steps) for log in logs],
-        "first_gap_ps": [column(log.first_gap) * tick_ps for log in logs],
-        "slope_ps": [column(log.slope) * tick_ps for log in logs],
-        "sequences": [column(log.sequences) for log in logs],
-        "prompt_tokens": [column(log.prompt_tokens) for log in logs],
-        "waiting": [column(log.waiting) for log in logs],
+        "replica": [np.full(len(log.segments), index, dtype=np.int32) for index, log in enumerate(logs)],
+        "start_ps": [log.segments.column("start_ps") for log in logs],
+        "steps": [log.segments.column("steps") for log in logs],
+        "first_gap_ps": [log.segments.column("first_gap") * tick_ps for log in logs],
+        "slope_ps": [log.segments.column("slope") * tick_ps for log in logs],
+        "sequences": [log.segments.column("sequences") for log in logs],
+        "prompt_tokens": [log.segments.column("prompt_tokens") for log in logs],
+        "waiting": [log.segments.column("waiting") for log in logs],
     }
     return pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leankv.simulator.clock import PS_PER_S, TICK_BITS
-from leankv.simulator.recorder import ReplicaLog, column
+from leankv.simulator.recorder import ReplicaLog
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +43,7 @@ def timeline(
     """
     import pyarrow as pa
 
-    end = max(int(column(log.stay_end_ps)[-1]) if len(log.stay_end_ps) else 0 for log in logs)
+    end = max(int(log.stays.column("end_ps")[-1]) if len(log.stays) else 0 for log in logs)
     times = np.linspace(0, end, samples).astype(np.int64)
     tables = [
         _one_replica(index, log, arrived, prompts, memory, capacity, times)
@@ -56,8 +56,8 @@ def timeline(
 def _one_replica(
     index: int, log: ReplicaLog, arrived: Ints, prompts: Ints, memory: TierPages, capacity: int, times: Ints
 ) -> dict[str, np.ndarray]:
-    admitted, ended = column(log.stay_admitted_ps), column(log.stay_end_ps)
-    preempted = np.sort(ended[column(log.stay_preempted) > 0])
+    admitted, ended = log.stays.column("admitted_ps"), log.stays.column("end_ps")
+    preempted = np.sort(ended[log.stays.column("preempted") > 0])
     admissions = np.searchsorted(np.sort(admitted), times, side="right")
     endings = np.searchsorted(np.sort(ended), times, side="right")
     preemptions = np.searchsorted(preempted, times, side="right")
@@ -78,46 +78,52 @@ def _one_replica(
 
 
 def _segment_at(log: ReplicaLog, times: Ints) -> Ints:
-    return np.searchsorted(column(log.start_ps), times, side="right") - 1
+    return np.searchsorted(log.segments.column("start_ps"), times, side="right") - 1
 
 
 def _batch_tokens(log: ReplicaLog, times: Ints) -> Ints:
     """Tokens computed by the step in progress; 0 where the replica is idle."""
-    if not len(log.start_ps):
+    if not len(log.segments):
         return np.zeros(len(times), dtype=np.int64)
     segment = _segment_at(log, times)
-    tokens = column(log.sequences)[segment] + column(log.prompt_tokens)[segment]
+    tokens = log.segments.column("sequences")[segment] + log.segments.column("prompt_tokens")[segment]
     return np.where((segment >= 0) & (times < _ends(log)[segment]), tokens, 0)
 
 
 def _ends(log: ReplicaLog) -> Ints:
-    steps, first, slope = column(log.steps), column(log.first_gap), column(log.slope)
+    steps, first, slope = log.segments.column("steps"), log.segments.column("first_gap"), log.segments.column("slope")
     ticks = steps * first.astype(np.float64) + slope.astype(np.float64) * steps * (steps - 1) / 2
-    return column(log.start_ps) + (ticks / (1 << TICK_BITS)).astype(np.int64)
+    return log.segments.column("start_ps") + (ticks / (1 << TICK_BITS)).astype(np.int64)
 
 
 def _steps_done(log: ReplicaLog, times: Ints) -> Ints:
     """Decode steps finished by each instant (float solution of the quadratic: exact but at a boundary itself)."""
     segment = np.maximum(_segment_at(log, times), 0)
-    first = column(log.first_gap)[segment] / (1 << TICK_BITS)
-    slope = column(log.slope)[segment] / (1 << TICK_BITS)
-    distance = np.maximum(times - column(log.start_ps)[segment], 0).astype(np.float64)
+    first = log.segments.column("first_gap")[segment] / (1 << TICK_BITS)
+    slope = log.segments.column("slope")[segment] / (1 << TICK_BITS)
+    distance = np.maximum(times - log.segments.column("start_ps")[segment], 0).astype(np.float64)
     half = first - slope / 2
     done = 2 * distance / (half + np.sqrt(np.maximum(half * half + 2 * slope * distance, 0)))
-    return column(log.steps_before)[segment] + np.minimum(done.astype(np.int64), column(log.steps)[segment])
+    return log.segments.column("steps_before")[segment] + np.minimum(
+        done.astype(np.int64), log.segments.column("steps")[segment]
+    )
 
 
 def _pages(log: ReplicaLog, prompts: Ints, memory: TierPages, times: Ints) -> tuple[Ints, Ints]:
     """Staged pages int64[samples] and pages by tier int64[samples, 2 or more]."""
-    admitted, decoded, ended = column(log.stay_admitted_ps), column(log.stay_decode_ps), column(log.stay_end_ps)
+    admitted, decoded, ended = (
+        log.stays.column("admitted_ps"),
+        log.stays.column("decode_ps"),
+        log.stays.column("end_ps"),
+    )
     decodes = decoded >= 0
     staged_until = np.where(decodes, decoded, ended)
-    staged = _sum_between(admitted, staged_until, column(log.stay_staged_pages), times)
+    staged = _sum_between(admitted, staged_until, log.stays.column("pages"), times)
     low = np.searchsorted(times, decoded[decodes])
     high = np.searchsorted(times, ended[decodes])
-    steps = _steps_done(log, times) if len(log.start_ps) else np.zeros(len(times), dtype=np.int64)
-    stay_prompts = prompts[column(log.stay_request)[decodes]]
-    offsets = column(log.stay_decode_context)[decodes] - column(log.stay_decode_step)[decodes] + 1
+    steps = _steps_done(log, times) if len(log.segments) else np.zeros(len(times), dtype=np.int64)
+    stay_prompts = prompts[log.stays.column("request")[decodes]]
+    offsets = log.stays.column("decode_context")[decodes] - log.stays.column("decode_step")[decodes] + 1
     total: Ints = np.zeros((len(times), 2), dtype=np.int64)
     for rows in _batches(high - low):
         samples = _ranges(low[rows], high[rows])

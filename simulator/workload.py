@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from leankv.simulator.ledger import PageModel
+from typing import Protocol
+
+import numpy as np
+
 from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.resident import Resident
 from leankv.traces.trace import Trace
 
 
+class PageArrays(Protocol):
+    """Pages of many requests at once; `leankv.serving.memory.MemoryModel` is one."""
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray: ...
+
+    def prefill_pages_array(self, prompts: np.ndarray) -> np.ndarray: ...
+
+
 class TraceWorkload:
     """Makes each request when it arrives, so that memory holds only those in flight.
 
-    A request is rejected when prompt and output exceed the model's context, or when it alone, above nothing, would need
-    more pages than the pool has.
+    A request is rejected when prompt and output exceed the model's context, or when it alone needs more pages than the
+    pool has.
     """
 
     def __init__(
-        self, trace: Trace, max_context: int, memory: PageModel, capacity: int, records: RequestRecords
+        self, trace: Trace, max_context: int, memory: PageArrays, capacity: int, records: RequestRecords
     ) -> None:
+        prompts, outputs = trace.prompt_tokens.astype(np.int64), trace.output_tokens.astype(np.int64)
+        needs, first_held = memory.prefill_pages_array(prompts), memory.pages_array(prompts, prompts + 1)
+        largest = np.maximum(needs, memory.pages_array(prompts, prompts + outputs))
+        self._refused = set(np.flatnonzero((largest > capacity) | (prompts + outputs > max_context)).tolist())
+        self._largest = largest
         self.arrivals_ps: list[int] = trace.arrival_ps.tolist()
-        self._prompts: list[int] = trace.prompt_tokens.tolist()
-        self._outputs: list[int] = trace.output_tokens.tolist()
+        self._rows = list(zip(prompts.tolist(), outputs.tolist(), needs.tolist(), first_held.tolist(), strict=True))
         self._max_context = max_context
-        self._memory = memory
         self._capacity = capacity
         self._records = records
 
     def take(self, row: int, arrival_ps: int) -> Resident | None:
-        request = Resident(row, arrival_ps, self._prompts[row], self._outputs[row])
-        reason = self._refusal(request)
-        if reason is None:
-            return request
-        self._records.rejected(request, -1, reason)
-        return None
+        if row in self._refused:
+            self._records.reject(row, arrival_ps, self._reason(row))
+            return None
+        return Resident(row, arrival_ps, *self._rows[row])
 
-    def _refusal(self, request: Resident) -> str | None:
-        prompt, total = request.prompt_tokens, request.prompt_tokens + request.output_tokens
-        if total > self._max_context:
-            return f"{total} tokens exceed the model's context of {self._max_context}"
-        pages = max(self._memory.prefill_pages(prompt, prompt), self._memory.pages(prompt, total))
-        if pages > self._capacity:
-            return f"needs {pages} KV pages, the pool has {self._capacity}"
-        return None
+    def _reason(self, row: int) -> str:
+        prompt, output, _, _ = self._rows[row]
+        if prompt + output > self._max_context:
+            return f"{prompt} + {output} tokens exceed the model's context of {self._max_context}"
+        return f"needs {self._largest[row]} KV pages, the pool has {self._capacity}"

@@ -10,7 +10,7 @@ from leankv.serving.formats import KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.serving.policies.budgets import Budget
 from leankv.serving.policies.curves import HeadGroup
-from leankv.serving.policies.work import Work, decode_work, prefill_work
+from leankv.serving.policies.work import Work, chunk_work, decode_work, prompt_work
 from leankv.serving.retention import Retention
 
 ScoreSource = Literal["none", "recent-window", "all-queries", "expected", "head-class", "page-bounds"]
@@ -118,9 +118,13 @@ class Policy:
         curves = [curve for group in groups for curve in group.curves if curve is not None]
         return tuple(sorted({point for curve in curves for point in curve.breakpoints(prompt) if point > prompt}))
 
-    def prefill_work(self, chunk: int, context: int, last: bool, model: ModelSpec, tp: int = 1) -> Work:
+    def chunk_work(self, chunk: int, context: int, model: ModelSpec, tp: int = 1) -> Work:
         """Work on one rank beyond plain attention, for `chunk` prompt tokens after `context` earlier ones."""
-        return prefill_work(self, chunk, context, last, model, tp)
+        return chunk_work(self, chunk, context, model, tp)
+
+    def prompt_work(self, prompt: int, model: ModelSpec, tp: int = 1) -> Work:
+        """Work on one rank when a prompt of `prompt` tokens is complete."""
+        return prompt_work(self, prompt, model, tp)
 
     def decode_work(self, model: ModelSpec, tp: int = 1) -> Work:
         """Work of one request's decode step on one rank, beyond the reads that attention itself does."""

@@ -59,10 +59,10 @@ class _Shape:
         return 2 * self.key_bytes
 
 
-def prefill_work(policy: Policy, chunk: int, context: int, last: bool, model: ModelSpec, tp: int) -> Work:
-    """Scoring, selecting, quantizing and summarising for `chunk` prompt tokens after `context` earlier ones.
+def chunk_work(policy: Policy, chunk: int, context: int, model: ModelSpec, tp: int) -> Work:
+    """Work on `chunk` prompt tokens after `context` earlier ones, done with the chunk itself.
 
-    Rules that wait for the prompt's last queries pay at the `last` chunk; H2O pays with every chunk.
+    Rules without staging quantize as they go; H2O scores with every query.
     """
     shape = _shape(model, tp)
     work = _transform(policy, shape, chunk)
@@ -70,11 +70,14 @@ def prefill_work(policy: Policy, chunk: int, context: int, last: bool, model: Mo
         work += _score_all_queries(shape, chunk, context)
     if policy.page_vectors:
         work += Work(chunk * shape.key_bytes, 2.0 * chunk * shape.kv_heads * shape.head_dim, shape.layers)
+    return work if policy.staged else work + _quantize_as_written(policy, shape, chunk)
+
+
+def prompt_work(policy: Policy, prompt: int, model: ModelSpec, tp: int) -> Work:
+    """Work done once, when all `prompt` tokens are known: rules that wait for the last queries score and compress."""
     if not policy.staged:
-        return work + _quantize_as_written(policy, shape, chunk)
-    if last:
-        work += _score_prompt(policy, shape, context + chunk) + _compress_prompt(policy, model, tp, context + chunk)
-    return work
+        return NO_WORK
+    return _score_prompt(policy, _shape(model, tp), prompt) + _compress_prompt(policy, model, tp, prompt)
 
 
 def decode_work(policy: Policy, model: ModelSpec, tp: int) -> Work:

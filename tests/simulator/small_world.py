@@ -41,6 +41,10 @@ class SmallMemory:
     def kv_read(self, prompt: int, context: int) -> tuple[float, ...]:
         return (7.25 * min(context, self.knee), 3.5 * max(0, context - self.knee))
 
+    @property
+    def reads_follow_context(self) -> bool:
+        return True
+
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         return (self.knee,)
 

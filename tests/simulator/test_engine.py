@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.simulator.small_world import SmallCosts, SmallMemory, SmallWorld
 
 from leankv.serving.scheduler import SchedulerLimits
 from leankv.simulator.clock import TICK_BITS
 from leankv.simulator.cluster import ClosedLoop, Replica, run_open_loop
 from leankv.simulator.engine import JumpEngine, elapsed, steps_to_reach
 from leankv.simulator.ledger import LazyLedger
-from leankv.simulator.recorder import FINISHED, RequestRecords, column
+from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.resident import Resident
 from leankv.simulator.routing import ROUTERS, router_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
-from tests.simulator.small_world import SmallCosts, SmallMemory, SmallWorld
 
 MAX_PROMPT, MAX_OUTPUT = 60, 80
 
@@ -27,6 +27,7 @@ class Requests:
     """A workload of (gap in ps, prompt, output); nothing is rejected."""
 
     rows: list[tuple[int, int, int]]
+    memory: SmallMemory
 
     @property
     def arrivals_ps(self) -> list[int]:
@@ -37,13 +38,24 @@ class Requests:
         return arrivals
 
     def take(self, row: int, arrival_ps: int) -> Resident:
-        return Resident(row, arrival_ps, self.rows[row][1], self.rows[row][2])
+        _, prompt, output = self.rows[row]
+        return Resident(
+            row,
+            arrival_ps,
+            prompt,
+            output,
+            self.memory.prefill_pages(prompt, prompt),
+            self.memory.pages(prompt, prompt + 1),
+        )
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> SmallWorld:
     memory = SmallMemory(
-        per_page=draw(st.integers(1, 9)), knee=draw(st.integers(1, 90)), thin=draw(st.integers(1, 4)), staged=draw(st.booleans())
+        per_page=draw(st.integers(1, 9)),
+        knee=draw(st.integers(1, 90)),
+        thin=draw(st.integers(1, 4)),
+        staged=draw(st.booleans()),
     )
     largest = max(memory.prefill_pages(MAX_PROMPT, MAX_PROMPT), memory.pages(MAX_PROMPT, MAX_PROMPT + MAX_OUTPUT))
     seqs = draw(st.integers(1, 12))
@@ -63,7 +75,7 @@ workloads = st.lists(st.tuples(gaps, st.integers(1, MAX_PROMPT), st.integers(1, 
 
 
 def run(world: SmallWorld, rows: list, per_step: bool, router: str, replicas: int, concurrency: int | None):
-    records = RequestRecords(len(rows))
+    records = RequestRecords()
 
     def make(on_finish):
         kinds = (StepwiseEngine, CountingLedger) if per_step else (JumpEngine, LazyLedger)
@@ -71,7 +83,7 @@ def run(world: SmallWorld, rows: list, per_step: bool, router: str, replicas: in
         return kinds[0](world.limits, ledger, world.costs, world.curves(), on_finish)
 
     made = [Replica(index, records, make) for index in range(replicas)]
-    workload = Requests(rows)
+    workload = Requests(rows, world.memory)
     if concurrency is None:
         run_open_loop(made, router_named(router, 0), workload, lambda share: None)
     else:
@@ -79,36 +91,32 @@ def run(world: SmallWorld, rows: list, per_step: bool, router: str, replicas: in
     return records, made
 
 
-def timestamps(records: RequestRecords) -> list[list[int]]:
-    columns = (records.arrival_ps, records.admitted_ps, records.first_token_ps, records.finish_ps)
-    return [values.tolist() for values in (*columns, records.preemptions, records.replica, records.status)]
+def timestamps(records: RequestRecords) -> list[tuple[int, ...]]:
+    """(request, replica, arrival, admitted, first token, finish, preemptions) by request."""
+    rows = [records.finished.column(name).tolist() for name in records.finished.names]
+    return sorted(zip(*rows, strict=True))
 
 
-def step_starts(made: list[Replica]) -> list[list[tuple[int, int, int, int]]]:
-    """Every step as (start, cost, sequences, prompt tokens), jumps taken apart; starts in ps, rounded down."""
-    return [
-        [
-            (first + i * slope, sequences, prompt)
-            for first, slope, steps, sequences, prompt in zip(
-                log.first_gap, log.slope, log.steps, log.sequences, log.prompt_tokens, strict=True
-            )
-            for i in range(steps)
-        ]
-        for log in (replica.engine.log for replica in made)
-    ]
+def steps_of(replica: Replica) -> list[tuple[int, ...]]:
+    """(cost in ticks, sequences, prompt tokens, requests waiting) of every step, jumps taken apart."""
+    segments = replica.engine.log.segments
+    names = ("first_gap", "slope", "steps", "sequences", "prompt_tokens", "waiting")
+    columns = zip(*(segments.column(name).tolist() for name in names), strict=True)
+    return [(first + i * slope, *rest) for first, slope, steps, *rest in columns for i in range(steps)]
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(worlds(), workloads, st.sampled_from(sorted(ROUTERS)), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 9)))
+@given(
+    worlds(), workloads, st.sampled_from(sorted(ROUTERS)), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 9))
+)
 def test_jumps_equal_steps(world, rows, router, replicas, concurrency) -> None:
     jumped, jump_replicas = run(world, rows, False, router, replicas, concurrency)
     stepped, step_replicas = run(world, rows, True, router, replicas, concurrency)
     assert timestamps(jumped) == timestamps(stepped)
-    assert step_starts(jump_replicas) == step_starts(step_replicas)
     for jump, step in zip(jump_replicas, step_replicas, strict=True):
+        assert steps_of(jump) == steps_of(step)
         assert jump.engine.log.preemption_gaps_ps == step.engine.log.preemption_gaps_ps
-        for name in ("request", "admitted_ps", "decode_ps", "decode_step", "decode_context", "end_ps", "end_step", "preempted"):
-            assert getattr(jump.engine.log, f"stay_{name}") == getattr(step.engine.log, f"stay_{name}"), name
+        assert jump.engine.log.stays.values == step.engine.log.stays.values
 
 
 @settings(max_examples=200, deadline=None)
@@ -116,15 +124,13 @@ def test_jumps_equal_steps(world, rows, router, replicas, concurrency) -> None:
 def test_conservation(world, rows, concurrency) -> None:
     """Everything finishes, tokens out are tokens asked, causes come before effects, pages return to zero."""
     records, (replica,) = run(world, rows, False, "round-robin", 1, concurrency)
-    assert set(records.status) == {FINISHED}
+    assert [row[0] for row in timestamps(records)] == list(range(len(rows)))
     log = replica.engine.log
-    first_tokens = len(rows) + sum(records.preemptions)
-    preempted_in_prefill = sum(
-        1 for decoded, preempted in zip(log.stay_decode_ps, log.stay_preempted, strict=True) if preempted and decoded < 0
-    )
-    decoded = int((column(log.steps) * column(log.sequences)).sum())
-    assert decoded + first_tokens - preempted_in_prefill == sum(output for _, _, output in rows)
-    for arrival, admitted, first, finish in zip(*timestamps(records)[:4], strict=True):
+    stays = log.stays
+    first_tokens = int((stays.column("decode_ps") >= 0).sum())
+    decoded = int((log.segments.column("steps") * log.segments.column("sequences")).sum())
+    assert decoded + first_tokens == sum(output for _, _, output in rows)
+    for _, _, arrival, admitted, first, finish, _ in timestamps(records):
         assert arrival <= admitted < first <= finish
     ledger = replica.engine.ledger
     assert ledger.used() == 0 and ledger.reserved == 0
@@ -135,7 +141,7 @@ def test_conservation(world, rows, concurrency) -> None:
 @given(worlds(), workloads)
 def test_pages_never_exceed_the_pool(world, rows) -> None:
     """The oracle counts every page at every step, so its count is the one to hold against the capacity."""
-    records = RequestRecords(len(rows))
+    records = RequestRecords()
     used: list[int] = []
 
     class Watched(StepwiseEngine):
@@ -145,7 +151,7 @@ def test_pages_never_exceed_the_pool(world, rows) -> None:
 
     ledger = CountingLedger(world.memory, world.capacity, world.watermark)
     replica = Replica(0, records, lambda hook: Watched(world.limits, ledger, world.costs, world.curves(), hook))
-    run_open_loop([replica], router_named("round-robin", 0), Requests(rows), lambda share: None)
+    run_open_loop([replica], router_named("round-robin", 0), Requests(rows, world.memory), lambda share: None)
     assert max(used) <= world.capacity
     assert ledger.used() == 0
 
@@ -161,7 +167,9 @@ def test_steps_to_reach_is_exact(first: int, slope: int, enough: int, data: st.D
 
 
 def test_same_seed_same_bytes() -> None:
-    world = SmallWorld(SmallMemory(4, 30, 2, True), SmallCosts(900 << TICK_BITS, 77, 5, 800), SchedulerLimits(4, 32), 90, 1)
+    world = SmallWorld(
+        SmallMemory(4, 30, 2, True), SmallCosts(900 << TICK_BITS, 77, 5, 800), SchedulerLimits(4, 32), 90, 1
+    )
     rows = [(index * 37 % 900, 1 + index * 13 % 60, 1 + index * 29 % 80) for index in range(60)]
     first, _ = run(world, rows, False, "random", 3, None)
     second, _ = run(world, rows, False, "random", 3, None)
@@ -178,12 +186,17 @@ def test_md1_waiting_time(utilisation: float) -> None:
 
     count, service_ps = 40_000, 1_000_000
     world = SmallWorld(
-        SmallMemory(10, 100, 1, False), SmallCosts((service_ps << TICK_BITS) - 1 - 10 * 6, 0, 0, 10**6), SchedulerLimits(1, 10), 1000, 0
+        SmallMemory(10, 100, 1, False),
+        SmallCosts((service_ps << TICK_BITS) - 1 - 10 * 6, 0, 0, 10**6),
+        SchedulerLimits(1, 10),
+        1000,
+        0,
     )
     service = world.costs.tokens_and_logits(10, 1) + world.costs.prefill(10, 0, True)
     gaps_ps = np.random.default_rng(5).exponential(service / (1 << TICK_BITS) / utilisation, count).astype(int)
     records, _ = run(world, [(int(gap), 10, 1) for gap in gaps_ps], False, "round-robin", 1, None)
-    waits = (column(records.admitted_ps) - column(records.arrival_ps)) / (service / (1 << TICK_BITS))
+    _, _, arrived, admitted, *_ = np.array(timestamps(records)).T
+    waits = (admitted - arrived) / (service / (1 << TICK_BITS))
     batches = waits.reshape(40, -1).mean(axis=1)
     error = batches.std(ddof=1) / np.sqrt(len(batches))
     assert abs(waits.mean() - utilisation / (2 * (1 - utilisation))) < 5 * error

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leankv.serving.memory import MemoryModel
-from leankv.serving.models import model_named
+from leankv.serving.models import ModelSpec, model_named
+from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import Pyramid
 from leankv.serving.policies.registry import policy_named, registry
+from leankv.serving.policies.work import Work
 
 LLAMA = model_named("llama-3.1-8b")
 VARIANTS = [
@@ -23,6 +25,12 @@ VARIANTS = [
 ]
 PROMPTS = (1, 17, 63, 64, 65, 300, 1024, 4096, 50_000)
 STAGED = {"h2o", "snapkv", "pyramidkv", "ada-kv", "expected-attention", "leankv", "leankv-r"}
+
+
+def prefill_work(policy: Policy, chunk: int, context: int, last: bool, model: ModelSpec, tp: int = 1) -> Work:
+    """All that one chunk of a prompt costs beyond plain attention."""
+    work = policy.chunk_work(chunk, context, model, tp)
+    return work + policy.prompt_work(context + chunk, model, tp) if last else work
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -56,12 +64,12 @@ def test_tokens_are_linear_between_breakpoints(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_work_grows_with_the_chunk_and_needs_no_more_than_the_prompt_twice(name: str) -> None:
     policy = policy_named(name)
-    half, whole = policy.prefill_work(512, 0, True, LLAMA), policy.prefill_work(1024, 0, True, LLAMA)
+    half, whole = prefill_work(policy, 512, 0, True, LLAMA), prefill_work(policy, 1024, 0, True, LLAMA)
     assert 0 <= half.bytes <= whole.bytes
     assert 0 <= half.flops <= whole.flops
     assert whole.launches >= half.launches >= 0
     assert policy.decode_work(LLAMA).launches <= 4 * LLAMA.layers
-    halved = policy.prefill_work(1024, 0, True, LLAMA, tp=2)
+    halved = prefill_work(policy, 1024, 0, True, LLAMA, tp=2)
     assert halved.bytes == pytest.approx(whole.bytes / 2) and halved.flops == pytest.approx(whole.flops / 2)
 
 
@@ -73,23 +81,23 @@ def test_only_plain_formats_share_prefixes_and_only_score_driven_policies_stage(
 
 def test_work_waits_for_the_last_chunk_where_its_queries_decide() -> None:
     for name in STAGED - {"h2o"}:
-        assert registry[name].prefill_work(512, 0, False, LLAMA).bytes == 0
-        assert registry[name].prefill_work(512, 512, True, LLAMA).bytes > 0
+        assert prefill_work(registry[name], 512, 0, False, LLAMA).bytes == 0
+        assert prefill_work(registry[name], 512, 512, True, LLAMA).bytes > 0
 
 
 def test_h2o_pays_a_second_pass_of_queries_over_keys() -> None:
     policy = registry["h2o"]
-    short, long = (policy.prefill_work(tokens, 0, False, LLAMA).flops for tokens in (1024, 2048))
+    short, long = (prefill_work(policy, tokens, 0, False, LLAMA).flops for tokens in (1024, 2048))
     assert long == pytest.approx(4 * short, rel=0.01)
     # The causal half of all pairs, two operations a channel, every query head of every layer.
     assert long == pytest.approx(2 * 128 * 32 * 32 * 2048 * 2049 / 2)
-    chunks = sum(policy.prefill_work(512, start, False, LLAMA).flops for start in range(0, 2048, 512))
+    chunks = sum(prefill_work(policy, 512, start, False, LLAMA).flops for start in range(0, 2048, 512))
     assert chunks == pytest.approx(long)
 
 
 def test_leankv_scores_with_64_queries_then_reads_and_writes_what_it_keeps() -> None:
     policy = registry["leankv"]
-    work = policy.prefill_work(1000, 0, True, LLAMA)
+    work = prefill_work(policy, 1000, 0, True, LLAMA)
     high, low = policy.held_tokens(1000, 1000)
     heads = 32 * 8
     scoring = 1000 * (256 + 4)
@@ -109,7 +117,7 @@ def test_kivi_requantizes_each_token_once() -> None:
 def test_plain_caches_add_no_bytes() -> None:
     for name in ("fp16", "fp8", "int8", "int4", "turboquant", "streaming-llm", "duo-attention"):
         assert registry[name].decode_work(LLAMA).bytes == 0
-        assert registry[name].prefill_work(1024, 0, True, LLAMA).bytes == 0
+        assert prefill_work(registry[name], 1024, 0, True, LLAMA).bytes == 0
 
 
 def test_quest_reads_its_budget_and_every_page_s_bounds() -> None:

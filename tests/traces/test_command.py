@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,12 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], words: str, caps
     assert main(["traces", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported_before_a_file_is_read() -> None:
+    code = (
+        "import sys; import leankv.traces.open, leankv.app.commands.traces; "
+        "print([name for name in ('pyarrow', 'duckdb', 'pandas', 'scipy', 'torch', 'plotly') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -17,7 +17,7 @@ from leankv.serving.formats import FP16, KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.serving.pages import UNIFORM_PAGE_TOKENS, layout_of, page_bytes_for, uniform_page_bytes
 from leankv.serving.policies.base import Policy
-from leankv.serving.policies.curves import Curve, HeadGroup
+from leankv.serving.policies.curves import Curve, HeadGroup, LayerBudgets
 
 TABLE_BYTES = 8
 """Per page: an entry of the free list and one of a page table, 32 bits each."""
@@ -38,7 +38,11 @@ class _Part:
     at: Callable[[int, int], float]
     curve: Curve
 
-    def pages(self, held: float) -> int:
+    def pages(self, prompt: int, context: int) -> int:
+        """Pages of all heads."""
+        return self.pages_of(self.at(prompt, context))
+
+    def pages_of(self, held: float) -> int:
         """Pages of all heads when each holds `held` tokens, on average where heads differ.
 
         A head that holds something has a page; one that holds more has on average `slack` of a page beyond its tokens.
@@ -62,8 +66,24 @@ class _Part:
             return self.heads * ceil(added / self.tokens_per_page)
         # The steepest is a head's first token, which opens a page; later, pages follow tokens. Rounding may add one.
         least = self.at(prompt, prompt)
-        opened = self.pages(least + added) - self.pages(least)
+        opened = self.pages_of(least + added) - self.pages_of(least)
         return max(opened, ceil(self.heads * added / self.tokens_per_page)) + 1 if added else 0
+
+
+@dataclass(frozen=True)
+class _LayeredPart(_Part):
+    """Heads that differ by layer only: whole pages layer by layer, so no slack is expected, it is counted."""
+
+    layers: LayerBudgets
+
+    def pages(self, prompt: int, context: int) -> int:
+        tokens = self.tokens_per_page
+        per_head = sum([-(-held // tokens) for held in self.layers.by_layer(prompt, context)])
+        return self.heads // len(self.layers.caps) * per_head
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        per_layer: np.ndarray = -(-self.layers.by_layer_array(prompts, contexts) // self.tokens_per_page)
+        return (self.heads // len(self.layers.caps) * per_layer.sum(axis=0)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -104,14 +124,14 @@ class MemoryModel:
         """Pages held once the prompt is compressed; non-decreasing in the context."""
         total = 0
         for part in self._parts:
-            total += part.pages(part.at(prompt, context))
+            total += part.pages(prompt, context)
         return total
 
     def pages_by_tier(self, prompt: int, context: int) -> tuple[int, ...]:
         """`pages`, split by tier."""
         by_tier = [0] * len(self.policy.tiers)
         for part in self._parts:
-            by_tier[part.tier] += part.pages(part.at(prompt, context))
+            by_tier[part.tier] += part.pages(prompt, context)
         return tuple(by_tier)
 
     def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -224,23 +244,22 @@ class MemoryModel:
     @cached_property
     def _shares_table(self) -> bool:
         """Whether one page table serves all heads of a request, since they hold the same tokens."""
-        return len(self._groups) == 1 and self._groups[0].slack_pages is None
+        return len(self._groups) == 1 and not any(
+            part.slack is not None or isinstance(part, _LayeredPart) for part in self._parts
+        )
 
     @cached_property
     def _parts(self) -> tuple[_Part, ...]:
         return tuple(
-            _Part(
-                tier=tier,
-                heads=group.heads,
-                tokens_per_page=self.tokens_per_page[tier],
-                slack=group.slack_pages,
-                at=curve.at,
-                curve=curve,
-            )
+            self._part(tier, group, curve)
             for group in self._groups
             for tier, curve in enumerate(group.curves)
             if curve is not None
         )
+
+    def _part(self, tier: int, group: HeadGroup, curve: Curve) -> _Part:
+        common = (tier, group.heads, self.tokens_per_page[tier], group.slack_pages, curve.at, curve)
+        return _LayeredPart(*common, curve) if isinstance(curve, LayerBudgets) else _Part(*common)
 
     @cached_property
     def _reads(self) -> tuple[tuple[int, int, Callable[[int, int], float], float], ...]:

@@ -5,12 +5,11 @@ A rule is a specification that a selector carries out on the device; `groups` is
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, Protocol
 
-from leankv.serving.policies.curves import HeadGroup, PromptBudget, Retained, Window
+from leankv.serving.policies.curves import HeadGroup, LayerBudgets, PromptBudget, Retained, Window
 from leankv.serving.retention import Retention
 
 HALF_PAGE = 0.5
@@ -126,8 +125,7 @@ class Pyramid(_ReadsAll):
         return tuple(self.window + first - layer * step for layer in range(layers))
 
     def groups(self, layers: int, kv_heads: int, retention: Retention | None) -> tuple[HeadGroup, ...]:
-        counts = Counter(self.layer_budgets(layers))
-        return tuple(HeadGroup(n * kv_heads, (PromptBudget(cap=cap),)) for cap, n in counts.items())
+        return (HeadGroup(layers * kv_heads, (LayerBudgets(self.layer_budgets(layers)),)),)
 
 
 @dataclass(frozen=True)

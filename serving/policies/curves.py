@@ -98,6 +98,38 @@ class PromptBudget:
 
 
 @dataclass(frozen=True)
+class LayerBudgets:
+    """`PromptBudget` with a cap for every layer; the mean over the layers."""
+
+    caps: tuple[int, ...]
+
+    @property
+    def follows_context(self) -> bool:
+        return False
+
+    def by_layer(self, prompt: int, context: int) -> list[int]:
+        """Tokens of a head, for each layer."""
+        generated = context - prompt
+        return [(cap if cap < prompt else prompt) + generated for cap in self.caps]
+
+    def at(self, prompt: int, context: int) -> float:
+        return sum(self.by_layer(prompt, context)) / len(self.caps)
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        return self.by_layer_array(prompts, contexts).sum(axis=0) / len(self.caps)
+
+    def by_layer_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        """int64[layers, n]."""
+        return np.minimum(np.asarray(self.caps)[:, None], prompts) + (contexts - prompts)
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        return tokens
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
 class Retained:
     """One tier of a measured or published retention.
 

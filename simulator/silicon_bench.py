@@ -5,7 +5,9 @@ lengths, the concurrency and the tensor parallelism; how they were taken is fill
 nothing is fitted on them:
 - requests: ten per concurrent one, after a warm-up that drains first, so that the run starts with a burst
   (aiconfigurator, `eval/benchmarks/genai_perf_runner.py`: `--request-count` concurrency * 10; standard deviations 0);
-- tokens a step: prompt + 1,500 + concurrency (aiconfigurator's generator, `rule_plugin/benchmark/vllm.rule`);
+- tokens a step: prompt + 1,500 + concurrency (aiconfigurator's generator, `rule_plugin/benchmark/vllm.rule`). The file
+  does not say it, and TTFT hangs on it: with 2,048 or vLLM's own default of 8,192 the medians are 19 % and 30 %, where
+  this gives 13 %; TPOT stays between 3 and 4 %. `leankv bench silicon --max-num-batched-tokens` shows any other;
 - KV memory: 0.9 of the device (vLLM 0.12's default) less the weights and what the device file of aiconfigurator-core
   sets aside for NCCL and the rest (`h100_sxm.yaml`, `misc`);
 - everything else as in any other simulation, host overhead and sampler included.

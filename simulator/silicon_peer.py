@@ -32,7 +32,9 @@ def _estimates(points: Sequence[ServingPoint]) -> list[Latencies]:
     from aiconfigurator_core.sdk.perf_database import get_database, get_latest_database_version
 
     version = get_latest_database_version(system=MEASURED_SYSTEM, backend=BACKEND)
-    database = get_database(MEASURED_SYSTEM, BACKEND, version)
+    database = get_database(MEASURED_SYSTEM, BACKEND, version) if version else None
+    if database is None:
+        raise InputError(f"aiconfigurator-core has no tables of {BACKEND} on {MEASURED_SYSTEM}; install version 0.12")
     by_tp = {}
     for tp in sorted({point.tp for point in points}):
         setup = config.ModelConfig(

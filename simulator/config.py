@@ -76,7 +76,8 @@ class SimulationConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """What `config.json` holds: specifications in full, so that a run can be repeated from its folder."""
-        return {**asdict(self), "model": asdict(self.model), "device": asdict(self.device), "policy": self.policy.name}
+        named = {"model": asdict(self.model), "device": asdict(self.device), "policy": self.policy.name}
+        return {**asdict(self), **named, "gpus": self.gpus, "specification": repr(self.policy)}
 
     def _activation_bytes(self) -> float:
         """Activations of a full step: the widest of MLP and logits, in 16 bits, twice (input and output)."""

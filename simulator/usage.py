@@ -44,8 +44,15 @@ def usage_summary(
         "physical_ratio": memory.physical_ratio(prompt, context),
         "usd_per_million_output_tokens": dollars / outputs * 1e6,
         "limited_by": limiting_resource(config.max_num_seqs, segments, states),
+        "rejections": _rejections(requests),
         "window": "all requests from the first arrival to the last token; no warm-up and no tail is cut off",
     }
+
+
+def _rejections(requests: pa.Table) -> list[tuple[int, str]]:
+    """The first hundred rejected requests with their reasons; all of them are in the table."""
+    rejected = requests.filter(requests["status"].to_numpy() == "rejected").slice(0, 100)
+    return list(zip(rejected["request_id"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
 
 def limiting_resource(max_num_seqs: int, segments: pa.Table, states: pa.Table) -> str:

@@ -1,0 +1,110 @@
+"""Flags of every command that simulates: which model, device, policies and service levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from leankv.app.commands.traces import Chosen, Count
+
+if TYPE_CHECKING:
+    from leankv.simulator.config import SimulationConfig
+
+Gib = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Policies = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Slo = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METRIC:MS", help_behavior_hint="")]
+
+POLICIES = ("fp16", "fp8", "kivi", "leankv")
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where and how the trace is served."""
+
+    model: str = "llama-3.1-8b"
+    """A preset (`llama-3.1-8b`, `qwen3-32b`, ...), or the path of a Hugging Face config.json."""
+    device: str = "a100-80gb"
+    """A GPU preset (a100-40gb, a100-80gb, h100, h200, b200, l40, l40s, a6000, rtx-4090, mi300x) or cpu."""
+    policy: Policies = ()
+    """A KV-cache policy, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, fp8, kivi, leankv."""
+    tp: int = 1
+    """GPUs that hold one replica (tensor parallel)."""
+    replicas: int = 1
+    """Replicas behind the router."""
+    router: str = "round-robin"
+    """round-robin, random, least-outstanding-tokens or least-kv-use."""
+    kv_memory_gib: Gib = None
+    """KV pool of one GPU in GiB; default: what 90 %% of its memory leaves beside weights and activations."""
+    max_num_seqs: int = 256
+    """Requests that run at once in a replica, at most."""
+    max_num_batched_tokens: int = 2048
+    """Tokens that one step computes, at most."""
+    chunked_prefill: bool = True
+    """Cut prompts where the token budget of a step ends."""
+    max_concurrency: Count = None
+    """Closed loop: at most so many requests in flight; a later one is sent when one finishes."""
+    prefix_caching: bool = False
+    """Share the pages of common prompt prefixes (traces with block hashes; policies that can share)."""
+    step_time: Literal["roofline", "silicon"] = "roofline"
+    """Source of step times: the device's figures, or measured tables (pip install 'leankv[silicon]')."""
+    slo: Slo = ("ttft:1000", "tpot:50")
+    """Service levels in ms, as in --slo ttft:500 tpot:50; goodput counts requests that meet all."""
+
+    def configs(self, seed: int) -> list[SimulationConfig]:
+        """One configuration a policy.
+
+        Raises:
+            InputError: an unknown name (with the nearest), a number out of range, or a policy named twice.
+        """
+        from leankv.serving.devices import device_named
+        from leankv.serving.errors import InputError
+        from leankv.serving.models import model_named
+        from leankv.serving.policies.registry import policy_named
+        from leankv.simulator.config import SimulationConfig
+
+        names = self.policy or POLICIES
+        if len(set(names)) < len(names):
+            raise InputError(f"--policy {next(n for n in names if names.count(n) > 1)} is given twice; give it once")
+        model, device, slo = model_named(self.model), device_named(self.device), parse_slo(self.slo)
+        return [
+            SimulationConfig(
+                model=model,
+                device=device,
+                policy=policy_named(name),
+                tp=self.tp,
+                replicas=self.replicas,
+                router=self.router,
+                max_num_seqs=self.max_num_seqs,
+                max_num_batched_tokens=self.max_num_batched_tokens,
+                chunked_prefill=self.chunked_prefill,
+                kv_memory_bytes=None if self.kv_memory_gib is None else int(self.kv_memory_gib * GIB),
+                step_time=self.step_time,
+                max_concurrency=self.max_concurrency,
+                prefix_caching=self.prefix_caching,
+                slo=slo,
+                seed=seed,
+            )
+            for name in names
+        ]
+
+
+def parse_slo(words: tuple[str, ...]) -> dict[str, float]:
+    """("ttft:500", "tpot:50") as {"ttft": 500.0, "tpot": 50.0}. Raises InputError for anything else."""
+    from leankv.serving.errors import InputError
+
+    bounds = {}
+    for word in words:
+        metric, colon, bound = word.partition(":")
+        try:
+            bounds[metric] = float(bound)
+        except ValueError:
+            colon = ""
+        if not colon or metric not in ("ttft", "tpot", "e2el") or not bounds[metric] > 0:
+            raise InputError(f"--slo {word} cannot be read; write METRIC:MS with ttft, tpot or e2el, as in ttft:500")
+    return bounds
+
+
+__all__ = ["Chosen", "Deployment", "parse_slo"]

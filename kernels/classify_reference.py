@@ -15,7 +15,8 @@ def by_threshold(
     shape = significance.shape
     columns = (significance, positions, torch.as_tensor(length), prune_below, low_below)
     flat = [torch.broadcast_to(column, shape).flatten().tolist() for column in columns]
-    return torch.tensor([_threshold(*token, window) for token in zip(*flat, strict=True)], dtype=torch.int8).view(shape)
+    tiers = [_threshold(*token, window=window) for token in zip(*flat, strict=True)]
+    return torch.tensor(tiers, dtype=torch.int8).view(shape)
 
 
 def _threshold(value: float, position: int, length: int, prune_below: float, low_below: float, window: int) -> int:

@@ -13,7 +13,7 @@ With fewer tokens than the window, L does not exist, which makes the first case 
 window counts the new token. H2O and StreamingLLM are the same step with another victim (`DecodeRule`).
 
 None of this needs the new key and value, so it runs once a step for all layers; each layer's token is then stored at
-the place that `apply_step` gives.
+the place that `make_room` gives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from leankv.kernels import decode_step_reference, decode_step_torch
 from leankv.kernels.decode_rules import DEMOTE_OVER, DecodePlan, DecodeRule, StepInputs
 from leankv.kernels.layout import HIGH, LOW, locate
-from leankv.kernels.pages import PageTables, met, resize
+from leankv.kernels.pages import PageTables, met
 from leankv.kernels.paths import Path, path_for
 from leankv.kernels.store import gather, store
 from leankv.serving.pages import PageLayout
@@ -49,32 +49,31 @@ def plan_step(
     return decode_step_triton.plan(pool, tables, layouts, rule, step)
 
 
-def apply_step(
+def make_room(
     pool: Tensor,
     tables: PageTables,
     layouts: tuple[PageLayout, ...],
+    rule: DecodeRule,
     rows: Tensor,
     plan: DecodePlan,
     errors: Tensor | None = None,
     path: Path | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Carry a plan out: take the pages, requantize the demoted tokens (score and position travel), make room.
+    """Carry a plan out after `pages.resize` to `plan.wanted`: requantize the demoted tokens, with score and position.
 
     Returns page and place (int64 [n]) of each row's new token; the page is -1 for padding, and for every row if the
-    pages did not suffice: then nothing has changed but the shortage recorded in `tables.state`.
+    pages did not suffice: then nothing is written.
     """
-    resize(tables, rows, plan.wanted, path=path)
     going = met(tables) & (rows >= 0)
     table = tables.table[rows.clamp(min=0)]
-    page, place = _location(table, plan.place, HIGH, layouts[HIGH], going)
-    if len(layouts) > 1:
+    if rule.kind == "thresholds":
         demoted = going & (plan.case >= DEMOTE_OVER)
         source = _location(table, plan.place, HIGH, layouts[HIGH], demoted)
         target = _location(table, plan.spare, LOW, layouts[LOW], demoted)
         # Keys stay as they are stored, centred or rotated, so no transform applies on the way.
         tokens = gather(pool, layouts[HIGH], source[0][:, None], source[1][:, None], path=path)
         store(pool, layouts[LOW], target[0][:, None], target[1][:, None], tokens, errors=errors, path=path)
-    return page, place
+    return _location(table, plan.place, HIGH, layouts[HIGH], going)
 
 
 def _location(table: Tensor, token: Tensor, tier: int, layout: PageLayout, there: Tensor) -> tuple[Tensor, Tensor]:

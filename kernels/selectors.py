@@ -27,6 +27,9 @@ from leankv.kernels.significance import prefill_scores, queries_seen
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import HeavyRecent, KeepAll, MassTiers, Residual, SinkRecent, Thresholds, TopK
 
+ALL_QUERIES = 1 << 30
+"""Score window of a policy that scores every query."""
+
 
 def scored_queries(policy: Policy, tokens: int) -> int:
     """How many of the last queries of a prompt (or of a chunk of it) the policy scores."""
@@ -94,7 +97,7 @@ def decode_rule(policy: Policy) -> DecodeRule:
         case Thresholds():
             return DecodeRule("thresholds", score_window=window)
         case HeavyRecent():
-            return DecodeRule("heavy", score_window=window)
+            return DecodeRule("heavy", score_window=window or ALL_QUERIES)
         case SinkRecent(sink=sink):
             return DecodeRule("ring", sink=sink)
         case KeepAll() | Residual() | TopK() | MassTiers():

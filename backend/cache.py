@@ -1,0 +1,187 @@
+"""The unified KV cache: requests under any mix of live policies in one pool of equal pages.
+
+Per request, layer and KV head a list of pages in at most two tiers. The page manager, scores and positions live on the
+device; a decode step decides for all layers at once (`begin_step`), stores and attends layer by layer (`decode`), and
+closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and `store_chunk`, then
+`end_chunk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leankv.backend import cache_measure, cache_prompt, cache_step
+from leankv.backend.cache_measure import Measured
+from leankv.backend.cache_plan import CacheShape, most_pages_a_row, page_bytes_of, pages_in, policy_layouts
+from leankv.backend.cache_slots import Request, SlotState
+from leankv.kernels import pages as pg
+from leankv.kernels.attention import DecodeWorkspace, decode_attention
+from leankv.kernels.layout import new_pool
+from leankv.kernels.paths import Path, path_for
+from leankv.kernels.selectors import decode_rule
+from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
+from leankv.serving.policies.base import Policy
+
+
+class KVCache:
+    """See the module. `key_means` float32 [layers, kv_heads, head_dim] is needed by policies that centre keys.
+
+    memory_bytes: for the pool, its tables and counters. slots: requests at once. max_tokens: longest request.
+    Raises ValueError where the memory holds no page, a policy does not run live, or key means are missing.
+    """
+
+    def __init__(
+        self,
+        shape: CacheShape,
+        policies: Sequence[Policy],
+        *,
+        slots: int,
+        memory_bytes: int,
+        max_tokens: int,
+        device: torch.device | str = "cpu",
+        key_means: Tensor | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self.shape, self.max_tokens = shape, max_tokens
+        self.page_bytes = page_bytes_of(policies, shape.head_dim)
+        self.policies = policy_layouts(policies, shape.head_dim, self.page_bytes)
+        self.rules = tuple(decode_rule(policy) for policy in policies)
+        columns = most_pages_a_row(self.policies, max_tokens)
+        pages = pages_in(memory_bytes, self.page_bytes, slots * shape.layers * shape.kv_heads, columns)
+        if pages < 1:
+            raise ValueError(f"{memory_bytes} bytes hold no page beside the page tables; give more, or fewer slots")
+        self.pool = new_pool(pages, self.page_bytes, device)
+        self.tables = pg.page_tables(slots, shape.layers, shape.kv_heads, columns, pages, device)
+        self.layouts = tuple(dict.fromkeys(layout for laid in self.policies for layout in laid.tiers))
+        self.state = SlotState.empty(slots, device)
+        self.requests: dict[int, Request] = {}
+        self.errors = torch.zeros(1, dtype=torch.int32, device=device)
+        self.path = path_for(self.pool, path)
+        self._transforms = tuple(self._transform_of(policy, key_means) for policy in policies)
+        self.rotates = any(transforms[0].rotated for transforms in self._transforms)
+        self._step: cache_step.Step | None = None
+
+    def admit(self, slot: int, prompt: int, policy: int = 0, alphas: tuple[float, float] | None = None) -> None:
+        """Open `slot` for a request of `prompt` tokens; `alphas`: its own (alpha_low, alpha_high) thresholds."""
+        assert slot not in self.requests, f"slot {slot} is taken"
+        self.requests[slot] = Request(self.policies[policy], policy, prompt, alphas)
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Give back all pages of `slots`: finished requests, or preempted ones that will be computed again."""
+        number = torch.tensor(list(slots), dtype=torch.int32, device=self.pool.device)
+        pg.free(self.tables, pg.rows_of(self.tables, number), path=self.path)
+        self.state.clear(number)
+        for slot in slots:
+            del self.requests[slot]
+
+    def begin_chunk(self, slot: int, tokens: int) -> None:
+        """Take the pages for the next `tokens` prompt tokens, in all layers; `met` tells whether there were enough."""
+        cache_prompt.reserve(self, slot, tokens)
+
+    def prefix(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values float32 [n, kv_heads, head_dim] of the prompt's earlier chunks as the cache holds them."""
+        tokens = cache_prompt.prefix(self, slot, layer)
+        return tokens.keys, tokens.values
+
+    def store_chunk(self, slot: int, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
+        """Store a chunk of a prompt: queries [n, heads, head_dim], keys and values [n, kv_heads, head_dim], after RoPE.
+
+        The last chunk of a policy that scores prompts compresses the layer. With more than one such layer's pages to
+        take, `met` speaks of the last.
+        """
+        cache_prompt.store_chunk(self, slot, layer, queries, keys, values, scale)
+
+    def end_chunk(self, slot: int, tokens: int) -> None:
+        """All layers of the chunk are stored."""
+        request = self.requests[slot]
+        request.done += tokens
+        cache_prompt.settle(self, slot)
+        if request.done == request.prompt:
+            formats = [self.layouts.index(layout) for layout in request.layout.tiers]
+            rotated = self._transforms[request.policy][0].rotated
+            self.state.open(slot, request, [*formats, -1][:2], rotated)
+
+    def begin_step(self, slots: Tensor) -> None:
+        """Make room for one new token of each of `slots` (int [batch], -1 is padding) in every layer and head.
+
+        If pages do not suffice nothing changes: `met` is false, and the step must not go on.
+        """
+        self._step = cache_step.begin(self, slots)
+
+    def decode(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        workspace: DecodeWorkspace | None = None,
+    ) -> Tensor:
+        """Store the batch's new tokens of one layer, attend, and update scores; returns [batch, heads, head_dim].
+
+        queries [batch, heads, head_dim], keys and values [batch, kv_heads, head_dim], in the order of `begin_step`.
+        """
+        assert self._step is not None, "begin_step comes first"
+        cache_step.store_new(self, self._step, layer, keys, values)
+        output = torch.empty_like(queries)
+        view, gains = cache_step.layer_view(self, layer), self._step.contributions
+        decode_attention(queries, view, self._step.slots, scale, output, gains, workspace, self.path)
+        cache_step.update(self, self._step, layer)
+        return output
+
+    def end_step(self, slots: Sequence[int]) -> None:
+        """The step's tokens are cached in all layers; heads whose turn it is are compressed again."""
+        assert self._step is not None, "begin_step comes first"
+        self.state.advance(self._step.slots)
+        self._step = None
+        for slot in slots:
+            self.requests[slot].done += 1
+        cache_step.recompress_due(self, slots)
+
+    @property
+    def met(self) -> bool:
+        """Whether the last call found the pages that it needed. Waits for the device."""
+        return bool(pg.met(self.tables))
+
+    @property
+    def free_pages(self) -> Tensor:
+        """Free pages, int32 scalar on the device: copy it asynchronously to schedule by it one step later."""
+        return self.tables.state[pg.FREE]
+
+    @property
+    def pages(self) -> int:
+        return self.tables.pages
+
+    def measure(self) -> Measured:
+        """Pages and ratios at this moment. Waits for the device."""
+        return cache_measure.measure(self)
+
+    def pages_of(self, slot: int) -> tuple[int, int]:
+        """Pages of a request by tier, over all layers and heads. Waits for the device."""
+        rows = pg.rows_of(self.tables, torch.tensor([slot], device=self.pool.device)).flatten()
+        high, low = pg.pages_held(self.tables.counts[rows], self.tables.tokens_per_page[rows]).sum(0).tolist()
+        return high, low
+
+    def check_integrity(self) -> None:
+        """Every page in one place, and no page in a slot without a request. Raises PageIntegrityError."""
+        pg.check_integrity(self.tables)
+        held = self.tables.counts.view(self.tables.slots, -1).sum(1).nonzero().flatten().tolist()
+        strays = set(held) - set(self.requests)
+        if strays:
+            raise pg.PageIntegrityError(f"slots {sorted(strays)} hold pages and no request")
+
+    def transform(self, policy: int, layer: int) -> KeyTransform:
+        """How keys of a layer are stored under a policy."""
+        return self._transforms[policy][layer]
+
+    def _transform_of(self, policy: Policy, means: Tensor | None) -> tuple[KeyTransform, ...]:
+        centred, rotated = "centred" in policy.key_transform, "rotated" in policy.key_transform
+        if centred and means is None:
+            raise ValueError(f"policy {policy.name} centres keys: give the model's mean keys")
+        if not (centred or rotated):
+            return (AS_THEY_ARE,) * self.shape.layers
+        chosen = means.to(self.pool.device) if centred and means is not None else [None] * self.shape.layers
+        return tuple(KeyTransform(mean, rotated) for mean in chosen)

@@ -1,0 +1,171 @@
+"""A decode step of the unified cache, for a batch under any mix of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from leankv.backend import cache_residual
+from leankv.kernels import pages as pg
+from leankv.kernels.attention import LayerCache
+from leankv.kernels.decode_rules import StepInputs
+from leankv.kernels.decode_step import make_room, plan_step
+from leankv.kernels.recompress import recompress
+from leankv.kernels.scores import update_scores
+from leankv.kernels.store import Tokens, store
+from leankv.serving.policies.budgets import MassTiers
+
+if TYPE_CHECKING:
+    from leankv.backend.cache import KVCache
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """A policy's share of a step: where its requests stand in the batch, their slots (-1: another policy's), the rows'
+    inputs, and the new tokens' page and place int64 [members, layers, kv_heads].
+    """
+
+    policy: int
+    members: Tensor
+    slots: Tensor
+    inputs: StepInputs
+    page: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """slots: int [batch]. contributions: float32 [batch, kv_heads, capacity], where some policy keeps scores."""
+
+    slots: Tensor
+    shares: tuple[Share, ...]
+    contributions: Tensor | None
+
+
+def begin(cache: KVCache, slots: Tensor) -> Step:
+    """See `KVCache.begin_step`: one plan a policy, then one resize for all, so that a shortage leaves all as it was."""
+    cache_residual.flush_full_windows(cache, slots)
+    chosen = [_members(cache, slots, policy) for policy in range(len(cache.policies))]
+    inputs = [_inputs(cache, member_slots) for _, member_slots in chosen]
+    plans = [
+        plan_step(cache.pool, cache.tables, laid.tiers, rule, rows, cache.path)
+        for laid, rule, rows in zip(cache.policies, cache.rules, inputs, strict=True)
+    ]
+    wanted = torch.cat([plan.wanted for plan in plans])
+    pg.resize(cache.tables, torch.cat([each.rows for each in inputs]), wanted, path=cache.path)
+    shares = []
+    for policy, (laid, (members, member_slots), rows, plan) in enumerate(
+        zip(cache.policies, chosen, inputs, plans, strict=True)
+    ):
+        where = cache.pool, cache.tables, laid.tiers, cache.rules[policy]
+        made = make_room(*where, rows.rows, plan, cache.errors, cache.path)
+        page, place = (each.view(len(members), cache.shape.layers, cache.shape.kv_heads) for each in made)
+        shares.append(Share(policy, members, member_slots, rows, page, place))
+    return Step(slots, tuple(shares), _contributions(cache, slots))
+
+
+def store_new(cache: KVCache, step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Store the batch's new tokens of a layer where `begin` made room."""
+    for share in step.shares:
+        if not len(share.members):
+            continue
+        page, place = share.page[:, layer].contiguous(), share.place[:, layer].contiguous()
+        position = cache.state.length[share.slots.clamp(min=0).long()][:, None].expand(page.shape).contiguous()
+        tokens = Tokens(
+            keys[share.members], values[share.members], torch.zeros_like(page, dtype=torch.float32), position
+        )
+        layout, transform = cache.policies[share.policy].tiers[0], cache.transform(share.policy, layer)
+        store(cache.pool, layout, page, place, tokens, transform, cache.errors, cache.path)
+
+
+def layer_view(cache: KVCache, layer: int) -> LayerCache:
+    """One layer of the cache as attention reads it."""
+    shape = (cache.tables.slots, cache.shape.layers, cache.shape.kv_heads, -1)
+    return LayerCache(
+        pool=cache.pool,
+        layouts=cache.layouts,
+        page_table=cache.tables.table.view(shape)[:, layer],
+        token_counts=cache.tables.counts.view(shape)[:, layer],
+        tier_formats=cache.state.formats,
+        rotated=cache.state.rotated if cache.rotates else None,
+    )
+
+
+def update(cache: KVCache, step: Step, layer: int) -> None:
+    """Add what the layer's queries gave to the scores of the policies that keep them."""
+    for share in step.shares:
+        laid = cache.policies[share.policy]
+        if not laid.policy.bookkeeping or not len(share.members):
+            continue
+        assert step.contributions is not None
+        gains = step.contributions[share.members].flatten(0, 1)
+        inputs = _of_layer(cache, share.inputs, layer)
+        window = cache.rules[share.policy].score_window
+        update_scores(cache.pool, cache.tables, laid.tiers, inputs, gains, window, cache.path)
+
+
+def recompress_due(cache: KVCache, slots: Sequence[int]) -> None:
+    """Compress again the heads of those requests whose turn it is after this step."""
+    for policy, laid in enumerate(cache.policies):
+        budget = laid.policy.budget
+        if not isinstance(budget, MassTiers):
+            continue
+        due = [s for s in slots if cache.requests[s].policy == policy and cache.requests[s].recompresses]
+        if due:
+            inputs = _inputs(cache, torch.tensor(due, dtype=torch.int32, device=cache.pool.device))
+            high, low = laid.tiers
+            window = laid.policy.score.window
+            recompress(cache.pool, cache.tables, (high, low), budget, inputs, window, cache.errors, cache.path)
+
+
+def _members(cache: KVCache, slots: Tensor, policy: int) -> tuple[Tensor, Tensor]:
+    """Places in the batch and slots of a policy's requests.
+
+    With kernels every place is a member, and the slots of others are -1: shapes must not depend on contents.
+    """
+    mine = (cache.state.policy[slots.clamp(min=0).long()] == policy) & (slots >= 0)
+    if cache.path == "triton":
+        return torch.arange(len(slots), device=slots.device), torch.where(mine, slots, -1).to(torch.int32)
+    members = torch.nonzero(mine).flatten()
+    return members, slots[members].to(torch.int32)
+
+
+def _inputs(cache: KVCache, slots: Tensor) -> StepInputs:
+    """Inputs of all rows of `slots` int32 [members], layer by layer, head by head."""
+    state, slot = cache.state, slots.clamp(min=0).long()
+    each = cache.shape.layers * cache.shape.kv_heads
+
+    def by_row(of_slot: Tensor) -> Tensor:
+        return of_slot[slot].repeat_interleave(each)
+
+    return StepInputs(
+        rows=pg.rows_of(cache.tables, slots).flatten(),
+        position=by_row(state.length),
+        prompt=by_row(state.prompt),
+        alpha_low=by_row(state.alpha_low),
+        alpha_high=by_row(state.alpha_high),
+        capacity=by_row(state.capacity),
+        recent=by_row(state.recent),
+    )
+
+
+def _of_layer(cache: KVCache, inputs: StepInputs, layer: int) -> StepInputs:
+    def cut(column: Tensor) -> Tensor:
+        return column.view(-1, cache.shape.layers, cache.shape.kv_heads)[:, layer].flatten()
+
+    return StepInputs(*(cut(getattr(inputs, name)) for name in StepInputs.__dataclass_fields__))
+
+
+def _contributions(cache: KVCache, slots: Tensor) -> Tensor | None:
+    """Room for what each cached token is given, as wide as the longest request may get (on a CPU: is)."""
+    if not any(laid.policy.bookkeeping for laid in cache.policies):
+        return None
+    tokens = cache.max_tokens
+    if cache.path != "triton":
+        rows = pg.rows_of(cache.tables, slots.to(torch.int32)).flatten()
+        tokens = int(cache.tables.counts[rows.clamp(min=0)].sum(1).max())
+    return torch.zeros(len(slots), cache.shape.kv_heads, tokens, device=cache.pool.device)

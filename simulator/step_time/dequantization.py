@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from leankv.serving.devices import DeviceSpec
 from leankv.serving.formats import KVFormat
 
-# Dense non-tensor float32 FLOP/s, from the datasheets that serving/devices.py names.
+# Dense non-tensor float32 FLOP/s, from the datasheets that serving/devices.py names (AMD: without dual issue, which
+# integer instructions do not get).
 FLOAT32_FLOPS: Mapping[str, float] = {
     "a100-40gb": 19.5e12,
     "a100-80gb": 19.5e12,
@@ -33,7 +34,9 @@ FLOAT32_FLOPS: Mapping[str, float] = {
     "l40s": 91.6e12,
     "a6000": 38.7e12,
     "rtx-4090": 82.6e12,
-    "mi300x": 163.4e12,
+    "rtx-3090": 35.6e12,
+    "mi300x": 81.7e12,
+    "rx-7900-xtx": 30.7e12,
 }
 # Tensor over non-tensor rate of A100 and H100 (312/19.5 and 989/66.9), for devices that the table lacks.
 TENSOR_TO_FLOAT32 = 16.0
@@ -109,11 +112,11 @@ def effective_bytes(
 ) -> float:
     """Bytes of a float16 cache that take as long to read as one stored byte of `format`: 1 plus arithmetic over loads.
 
-    `family` defaults to `FLOAT8` for e4m3 and to `FOLDED` for integers; float16 costs nothing beyond its bytes.
+    `family` reads integers, by default `FOLDED`; e4m3 is always read by `FLOAT8`, and float16 costs its bytes alone.
     """
     if format.kind == "float" and format.k_bits == 16:
         return 1.0
-    chosen = family or (FLOAT8 if format.kind == "float" else FOLDED)
+    chosen = FLOAT8 if format.kind == "float" else family or FOLDED
     slots = head_dim * (chosen.key_slots[format.k_bits] + chosen.value_slots[format.v_bits])
     arithmetic_s = slots * (gqa_ratio if chosen.per_query_head else 1) / slots_s(device)
     load_s = format.bytes_per_token(head_dim) / (device.bandwidth_bytes_s * READ_EFFICIENCY)

@@ -21,6 +21,7 @@ from leankv.serving.formats import KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.simulator.step_time import dequantization
 from leankv.simulator.step_time.base import Work, padded_tokens
+from leankv.simulator.step_time.dequantization import KernelFamily
 from leankv.simulator.step_time.layers import BF16_BYTES, Experts, Matmul, RankShapes, rank_shapes
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 
@@ -42,6 +43,7 @@ class Roofline:
     tp: int
     overhead: Overhead
     shapes: RankShapes
+    kernels: KernelFamily | None = None
     source: str = field(default="roofline", init=False)
 
     def tokens_s(self, tokens: int, sequences: int) -> float:
@@ -82,19 +84,26 @@ class Roofline:
         return self.device.bandwidth_bytes_s * dequantization.READ_EFFICIENCY
 
     def effective_bytes(self, format: KVFormat) -> float:
-        return dequantization.effective_bytes(format, self.device, self.shapes.head_dim, self.model.gqa_ratio)
+        head_dim, group = self.shapes.head_dim, self.model.gqa_ratio
+        return dequantization.effective_bytes(format, self.device, head_dim, group, self.kernels)
 
     def work_s(self, work: Work) -> float:
         return kernels_s(work, self.device)
 
 
-def roofline(model: ModelSpec, device: DeviceSpec, tp: int = 1, overhead: Overhead = DEFAULT_OVERHEAD) -> Roofline:
-    """Step times of one of `tp` ranks from the specifications alone.
+def roofline(
+    model: ModelSpec,
+    device: DeviceSpec,
+    tp: int = 1,
+    overhead: Overhead = DEFAULT_OVERHEAD,
+    kernels: KernelFamily | None = None,
+) -> Roofline:
+    """Step times of one of `tp` ranks from the specifications alone; `kernels` read quantized caches.
 
     Raises:
         InputError: the model does not split `tp` ways.
     """
-    return Roofline(model, device, tp, overhead, rank_shapes(model, tp))
+    return Roofline(model, device, tp, overhead, rank_shapes(model, tp), kernels)
 
 
 def matmul_s(matmul: Matmul, tokens: int, device: DeviceSpec) -> float:

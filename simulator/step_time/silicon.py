@@ -19,6 +19,7 @@ from leankv.serving.formats import FP8, KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.simulator.step_time import dequantization
 from leankv.simulator.step_time.base import Work, padded_tokens
+from leankv.simulator.step_time.dequantization import KernelFamily
 from leankv.simulator.step_time.layers import BF16_BYTES, Experts, Matmul, RankShapes, rank_shapes
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 from leankv.simulator.step_time.roofline import elementwise_s, kernels_s
@@ -68,6 +69,7 @@ class Silicon:
     decode: DecodeTable
     all_reduce: Curve | None
     float8_effective: float
+    kernels: KernelFamily | None = None
     source: str = field(default="silicon", init=False)
 
     def tokens_s(self, tokens: int, sequences: int) -> float:
@@ -96,7 +98,8 @@ class Silicon:
     def effective_bytes(self, format: KVFormat) -> float:
         if format == FP8:
             return self.float8_effective
-        return dequantization.effective_bytes(format, self.device, self.shapes.head_dim, self.model.gqa_ratio)
+        head_dim, group = self.shapes.head_dim, self.model.gqa_ratio
+        return dequantization.effective_bytes(format, self.device, head_dim, group, self.kernels)
 
     def work_s(self, work: Work) -> float:
         return kernels_s(work, self.device)
@@ -123,8 +126,14 @@ def _knots(model: Silicon, sequences: int) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
-def silicon(model: ModelSpec, device: DeviceSpec, tp: int = 1, overhead: Overhead = DEFAULT_OVERHEAD) -> Silicon:
-    """Measured step times of `model` on `device`, one of `tp` ranks.
+def silicon(
+    model: ModelSpec,
+    device: DeviceSpec,
+    tp: int = 1,
+    overhead: Overhead = DEFAULT_OVERHEAD,
+    kernels: KernelFamily | None = None,
+) -> Silicon:
+    """Measured step times of `model` on `device`, one of `tp` ranks; `kernels` read caches of other formats.
 
     Raises:
         InputError: the package is missing, or it has no tables for the device, the weights' width or the experts.
@@ -143,6 +152,7 @@ def silicon(model: ModelSpec, device: DeviceSpec, tp: int = 1, overhead: Overhea
         decode=decode,
         all_reduce=_all_reduce_curve(device, tp) if tp > 1 else None,
         float8_effective=_float8_effective(device, shapes, decode),
+        kernels=kernels,
     )
 
 

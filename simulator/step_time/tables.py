@@ -16,7 +16,6 @@ from leankv.serving.errors import InputError
 
 PACKAGE = "aiconfigurator_core"
 SYSTEMS = {
-    "a100-40gb": "a100_sxm",
     "a100-80gb": "a100_sxm",
     "h100": "h100_sxm",
     "h200": "h200_sxm",

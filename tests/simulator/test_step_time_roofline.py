@@ -128,6 +128,14 @@ def test_sources_are_found_by_name() -> None:
         step_time_named("rofline", LLAMA, H100)
 
 
+def test_a_source_may_name_the_kernels_that_read_quantized_caches() -> None:
+    tuned, untuned = (step_time_named(name, LLAMA, H100) for name in ("roofline", "roofline:vllm-turboquant"))
+    assert untuned.effective_bytes(K8V4) > tuned.effective_bytes(K8V4)
+    assert untuned.effective_bytes(FP8) == tuned.effective_bytes(FP8)
+    with pytest.raises(InputError, match="vllm-turboquant"):
+        step_time_named("roofline:turboquant", LLAMA, H100)
+
+
 def test_a_split_that_the_heads_do_not_allow_is_refused() -> None:
     with pytest.raises(InputError, match="--tp 3"):
         roofline(LLAMA, H100, tp=3)

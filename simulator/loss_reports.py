@@ -112,8 +112,8 @@ def _per_token_head() -> Report:
     fp16, int8 = policy_named("fp16"), policy_named("int8")
     why = (
         "model and device are taken, not reported. That model's cache is about 7 % of what a step reads, so reading it "
-        "cannot cost what was lost; the report's TTFT rose by about the same share as its TPOT, so the loss lies in whole "
-        "steps (writing the cache, the host), which only a measurement shows"
+        "cannot cost what was lost; the report's TTFT rose by about the same share as its TPOT, so the loss lies in "
+        "whole steps (writing the cache, the host), which only a measurement shows"
     )
 
     def claim(label: str, policy: Policy, reported_ms: float) -> Claim:

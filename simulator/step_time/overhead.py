@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # One step of vLLM's engine loop that the device waits for: scheduling, building inputs, launching the captured graph,
-# reading the sampled tokens back. A model that computes nothing takes 1.15 ms a step with 32 sequences, 0.44 ms of it in
-# work per sequence (tenstorrent/vllm pull request 305, January 2026; vLLM's engine over another model runner).
+# reading the sampled tokens back. A model that computes nothing takes 1.15 ms a step with 32 sequences, 0.44 ms of it
+# in work per sequence (tenstorrent/vllm pull request 305, January 2026; vLLM's engine over another model runner).
 STEP_S = 0.71e-3
 SEQUENCE_S = 0.44e-3 / 32
 

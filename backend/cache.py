@@ -1,8 +1,8 @@
 """The unified KV cache: requests under any mix of live policies in one pool of equal pages.
 
 Per request, layer and KV head a list of pages in at most two tiers. The page manager, scores and positions live on the
-device; a decode step decides for all layers at once (`begin_step`), stores and attends layer by layer (`decode`), and
-closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and `store_chunk`, then
+device; a decode step (`prepare_step`) decides for all layers at once (`begin_step`), stores and attends layer by layer
+(`decode`), and closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and `store_chunk`, then
 `end_chunk`.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leankv.backend import cache_measure, cache_prompt, cache_step
+from leankv.backend import cache_measure, cache_prompt, cache_residual, cache_step
 from leankv.backend.cache_measure import Measured
 from leankv.backend.cache_plan import CacheShape, most_pages_a_row, page_bytes_of, pages_in, policy_layouts
 from leankv.backend.cache_slots import Request, SlotState
@@ -63,6 +63,7 @@ class KVCache:
         self._transforms = tuple(self._transform_of(policy, key_means) for policy in policies)
         self.rotates = any(transforms[0].rotated for transforms in self._transforms)
         self._step: cache_step.Step | None = None
+        self._workspaces: dict[int, DecodeWorkspace] = {}
 
     def admit(self, slot: int, prompt: int, policy: int = 0, alphas: tuple[float, float] | None = None) -> None:
         """Open `slot` for a request of `prompt` tokens; `alphas`: its own (alpha_low, alpha_high) thresholds."""
@@ -104,8 +105,15 @@ class KVCache:
             rotated = self._transforms[request.policy][0].rotated
             self.state.open(slot, request, [*formats, -1][:2], rotated)
 
+    def prepare_step(self, slots: Sequence[int]) -> None:
+        """On the host, before the step of `slots`: full windows of KIVI's requests pass a block on.
+
+        What follows until `end_step` depends on device memory alone, so a CUDA graph can hold it.
+        """
+        cache_residual.flush_full_windows(self, slots)
+
     def begin_step(self, slots: Tensor) -> None:
-        """Make room for one new token of each of `slots` (int [batch], -1 is padding) in every layer and head.
+        """Make room for one new token of each of `slots` (int32 [batch], -1 is padding) in every layer and head.
 
         If pages do not suffice nothing changes: `met` is false, and the step must not go on.
         """
@@ -118,7 +126,6 @@ class KVCache:
         keys: Tensor,
         values: Tensor,
         scale: float,
-        workspace: DecodeWorkspace | None = None,
     ) -> Tensor:
         """Store the batch's new tokens of one layer, attend, and update scores; returns [batch, heads, head_dim].
 
@@ -128,14 +135,13 @@ class KVCache:
         cache_step.store_new(self, self._step, layer, keys, values)
         output = torch.empty_like(queries)
         view, gains = cache_step.layer_view(self, layer), self._step.contributions
+        workspace = self._workspace(len(queries)) if self.path == "triton" else None
         decode_attention(queries, view, self._step.slots, scale, output, gains, workspace, self.path)
         cache_step.update(self, self._step, layer)
         return output
 
     def end_step(self, slots: Sequence[int]) -> None:
-        """The step's tokens are cached in all layers; heads whose turn it is are compressed again."""
-        assert self._step is not None, "begin_step comes first"
-        self.state.advance(self._step.slots)
+        """On the host, after the step of `slots`: heads whose turn it is are compressed again."""
         self._step = None
         for slot in slots:
             self.requests[slot].done += 1
@@ -185,3 +191,16 @@ class KVCache:
             return (AS_THEY_ARE,) * self.shape.layers
         chosen = means.to(self.pool.device) if centred and means is not None else [None] * self.shape.layers
         return tuple(KeyTransform(mean, rotated) for mean in chosen)
+
+    def _workspace(self, batch: int) -> DecodeWorkspace:
+        """Buffers of decode attention for a batch bucket, made once."""
+        if batch not in self._workspaces:
+            from leankv.kernels.attention_triton import decode_workspace, splits_for
+
+            shape, device = self.shape, self.pool.device
+            units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+            splits = splits_for(batch, shape.heads, shape.kv_heads, self.max_tokens, units)
+            self._workspaces[batch] = decode_workspace(
+                batch, shape.heads, shape.kv_heads, shape.head_dim, self.max_tokens, splits, device
+            )
+        return self._workspaces[batch]

@@ -5,10 +5,10 @@ When the window is full, its oldest block is quantized as a group into the low t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from leankv.kernels import bookkeeping
 from leankv.kernels import pages as pg
@@ -21,18 +21,15 @@ if TYPE_CHECKING:
     from leankv.backend.cache_slots import Request
 
 
-def flush_full_windows(cache: KVCache, slots: Tensor) -> None:
+def flush_full_windows(cache: KVCache, slots: Sequence[int]) -> None:
     """Quantize the oldest block of every request of `slots` whose window has no room for another token.
 
     Which are full follows from the requests' lengths, so the host knows without asking the device. Where pages do not
     suffice nothing changes but the shortage in the tables' state, and the window waits.
     """
-    if not any(isinstance(laid.policy.budget, Residual) for laid in cache.policies):
-        return
-    wanted = set(slots.tolist())
-    full = [slot for slot, request in cache.requests.items() if slot in wanted and _is_full(request)]
-    for slot in full:
-        _flush(cache, slot)
+    for slot in slots:
+        if _is_full(cache.requests[slot]):
+            _flush(cache, slot)
 
 
 def _is_full(request: Request) -> bool:

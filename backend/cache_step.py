@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from leankv.backend import cache_residual
 from leankv.kernels import pages as pg
 from leankv.kernels.attention import LayerCache
 from leankv.kernels.decode_rules import StepInputs
@@ -39,16 +38,20 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """slots: int [batch]. contributions: float32 [batch, kv_heads, capacity], where some policy keeps scores."""
+    """slots: int32 [batch]. position: int32 [batch] of the new tokens.
+
+    contributions: float32 [batch, kv_heads, capacity], where some policy keeps scores.
+    """
 
     slots: Tensor
+    position: Tensor
     shares: tuple[Share, ...]
     contributions: Tensor | None
 
 
 def begin(cache: KVCache, slots: Tensor) -> Step:
     """See `KVCache.begin_step`: one plan a policy, then one resize for all, so that a shortage leaves all as it was."""
-    cache_residual.flush_full_windows(cache, slots)
+    position = cache.state.length[slots.clamp(min=0).long()]
     chosen = [_members(cache, slots, policy) for policy in range(len(cache.policies))]
     inputs = [_inputs(cache, member_slots) for _, member_slots in chosen]
     plans = [
@@ -65,7 +68,8 @@ def begin(cache: KVCache, slots: Tensor) -> Step:
         made = make_room(*where, rows.rows, plan, cache.errors, cache.path)
         page, place = (each.view(len(members), cache.shape.layers, cache.shape.kv_heads) for each in made)
         shares.append(Share(policy, members, member_slots, rows, page, place))
-    return Step(slots, tuple(shares), _contributions(cache, slots))
+    cache.state.advance(torch.where(pg.met(cache.tables), slots, -1))
+    return Step(slots, position, tuple(shares), _contributions(cache, slots))
 
 
 def store_new(cache: KVCache, step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -74,7 +78,7 @@ def store_new(cache: KVCache, step: Step, layer: int, keys: Tensor, values: Tens
         if not len(share.members):
             continue
         page, place = share.page[:, layer].contiguous(), share.place[:, layer].contiguous()
-        position = cache.state.length[share.slots.clamp(min=0).long()][:, None].expand(page.shape).contiguous()
+        position = step.position[share.members, None].expand(page.shape).contiguous()
         tokens = Tokens(
             keys[share.members], values[share.members], torch.zeros_like(page, dtype=torch.float32), position
         )
@@ -102,10 +106,11 @@ def update(cache: KVCache, step: Step, layer: int) -> None:
         if not laid.policy.bookkeeping or not len(share.members):
             continue
         assert step.contributions is not None
-        gains = step.contributions[share.members].flatten(0, 1)
+        everyone = len(share.members) == len(step.slots)
+        gains = step.contributions if everyone else step.contributions[share.members]
         inputs = _of_layer(cache, share.inputs, layer)
         window = cache.rules[share.policy].score_window
-        update_scores(cache.pool, cache.tables, laid.tiers, inputs, gains, window, cache.path)
+        update_scores(cache.pool, cache.tables, laid.tiers, inputs, gains.flatten(0, 1), window, cache.path)
 
 
 def recompress_due(cache: KVCache, slots: Sequence[int]) -> None:
@@ -168,4 +173,4 @@ def _contributions(cache: KVCache, slots: Tensor) -> Tensor | None:
     if cache.path != "triton":
         rows = pg.rows_of(cache.tables, slots.to(torch.int32)).flatten()
         tokens = int(cache.tables.counts[rows.clamp(min=0)].sum(1).max())
-    return torch.zeros(len(slots), cache.shape.kv_heads, tokens, device=cache.pool.device)
+    return torch.empty(len(slots), cache.shape.kv_heads, tokens, device=cache.pool.device)

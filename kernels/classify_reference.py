@@ -15,7 +15,7 @@ def by_threshold(
     shape = significance.shape
     columns = (significance, positions, torch.as_tensor(length), prune_below, low_below)
     flat = [torch.broadcast_to(column, shape).flatten().tolist() for column in columns]
-    tiers = [_threshold(*token, window=window) for token in zip(*flat, strict=True)]
+    tiers = [_threshold(v, p, n, prune, low, window) for v, p, n, prune, low in zip(*flat, strict=True)]
     return torch.tensor(tiers, dtype=torch.int8).view(shape)
 
 

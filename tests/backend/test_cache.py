@@ -54,6 +54,7 @@ class Text:
 def decode(cache: KVCache, texts: dict[int, Text], positions: dict[int, int]) -> dict[int, torch.Tensor]:
     """One step for all slots; their outputs [layers, heads, head_dim]."""
     slots = list(texts)
+    cache.prepare_step(slots)
     cache.begin_step(torch.tensor([*slots, -1], dtype=torch.int32))
     assert cache.met
     outputs = []
@@ -74,7 +75,7 @@ def plain(text: Text, position: int) -> torch.Tensor:
     return torch.einsum("lhn,lnhd->lhd", weights.softmax(-1), values)
 
 
-@pytest.mark.parametrize("chunk", [1000, 70, 33])
+@pytest.mark.parametrize("chunk", [1000, 33])
 @pytest.mark.parametrize("name", LIVE)
 def test_every_policy_prefills_decodes_and_gives_all_pages_back(name: str, chunk: int) -> None:
     cache, text = cache_of(name), Text(200)

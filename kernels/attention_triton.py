@@ -1,0 +1,151 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Launches of decode attention on CUDA: split over the sequence, merge, contributions; one more if queries rotate.
+
+The grid depends on the batch bucket and the workspace alone. How many splits a head uses, and how they are shared
+between its tiers (by bytes), is decided on the device from the token counts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+from torch import Tensor
+
+from leankv.kernels.attention import HEADS_A_PROGRAM, DecodeWorkspace
+from leankv.kernels.attention_kernels import contributions_kernel, merge_kernel, split_kernel
+from leankv.kernels.codecs import codec_of
+from leankv.kernels.rotation_triton import rotate_queries
+
+if TYPE_CHECKING:
+    from leankv.kernels.attention import LayerCache
+
+TILE = 32
+LEAST_TILES = 4
+PROGRAMS_A_MULTIPROCESSOR = 48
+MOST_SPLITS = 128
+CONTRIBUTION_BLOCK = 1024
+NUM_WARPS = 1
+NUM_STAGES = 3
+
+
+def splits_for(batch: int, heads: int, kv_heads: int, capacity: int, multiprocessors: int) -> int:
+    """Splits a head: enough one-warp programs for several waves, so that ragged heads even out; each at least 4 tiles.
+
+    At least two, because each split stays within one tier.
+    """
+    rows = batch * kv_heads * triton.cdiv(heads // kv_heads, HEADS_A_PROGRAM)
+    wanted = triton.cdiv(PROGRAMS_A_MULTIPROCESSOR * multiprocessors, rows)
+    return max(2, min(wanted, MOST_SPLITS, triton.cdiv(capacity, LEAST_TILES * TILE)))
+
+
+def decode_workspace(
+    batch: int, heads: int, kv_heads: int, head_dim: int, capacity: int, splits: int, device: torch.device | str
+) -> DecodeWorkspace:
+    """Buffers for batches of up to `batch` requests of up to `capacity` tokens held."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    return DecodeWorkspace(
+        query=empty(batch, heads, head_dim),
+        partial=empty(batch, heads, splits, head_dim),
+        partial_lse=empty(batch, heads, splits),
+        weights=empty(batch, heads, capacity, dtype=torch.float16),
+        maxima=empty(batch, heads, triton.cdiv(capacity, TILE) + 1),
+        lse=empty(batch, heads),
+    )
+
+
+def decode_attention(
+    query: Tensor,
+    cache: LayerCache,
+    slots: Tensor,
+    scale: float,
+    output: Tensor,
+    contributions: Tensor | None,
+    workspace: DecodeWorkspace,
+) -> None:
+    """See `kernels/attention.py`. The workspace may be larger than the batch."""
+    batch, heads, head_dim = query.shape
+    group = heads // cache.kv_heads
+    assert query.is_contiguous() and output.is_contiguous() and cache.pool.is_contiguous()
+    assert cache.page_table.stride(-1) == cache.token_counts.stride(-1) == 1 and cache.tier_formats.is_contiguous()
+    assert batch <= workspace.partial.shape[0] and workspace.partial.shape[1::2] == (heads, head_dim)
+    if cache.rotated is not None:
+        rotate_queries(query, cache.rotated, slots, workspace.query)
+        query = workspace.query
+    splits = workspace.partial.shape[2]
+    blocks = triton.cdiv(group, HEADS_A_PROGRAM)
+    counting = {"GROUP": group, "KV_HEADS": cache.kv_heads, "TILE": TILE}
+    split_kernel[(batch * cache.kv_heads * blocks, splits)](
+        cache.pool.view(torch.int16),
+        cache.pool.view(torch.int32),
+        query,
+        cache.page_table,
+        cache.token_counts,
+        cache.tier_formats,
+        slots,
+        workspace.partial,
+        workspace.partial_lse,
+        workspace.weights,
+        workspace.maxima,
+        scale * math.log2(math.e),
+        cache.page_table.stride(0),
+        cache.page_table.stride(1),
+        cache.token_counts.stride(0),
+        cache.token_counts.stride(1),
+        workspace.weights.shape[-1],
+        workspace.maxima.shape[-1],
+        cache.page_table.shape[-1],
+        splits,
+        CODECS=tuple(codec_of(layout) for layout in cache.layouts),
+        PAGE_WORDS=cache.pool.shape[1] // 2,
+        HEAD_DIM=head_dim,
+        LEAST_TILES=LEAST_TILES,
+        KEEP_WEIGHTS=contributions is not None,
+        ASM=not interpreted(),
+        **counting,
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+    )
+    merge_kernel[(batch * heads,)](
+        workspace.partial,
+        workspace.partial_lse,
+        workspace.lse,
+        output,
+        splits,
+        HEAD_DIM=head_dim,
+        PADDED_DIM=triton.next_power_of_2(head_dim),
+        PADDED_SPLITS=triton.next_power_of_2(splits),
+        num_warps=4,
+    )
+    if contributions is not None:
+        capacity = min(contributions.shape[-1], workspace.weights.shape[-1])
+        contributions_kernel[(batch * cache.kv_heads, triton.cdiv(capacity, CONTRIBUTION_BLOCK))](
+            workspace.weights,
+            workspace.maxima,
+            workspace.lse,
+            cache.token_counts,
+            slots,
+            contributions,
+            cache.token_counts.stride(0),
+            cache.token_counts.stride(1),
+            workspace.weights.shape[-1],
+            workspace.maxima.shape[-1],
+            contributions.stride(0),
+            contributions.stride(1),
+            BLOCK=CONTRIBUTION_BLOCK,
+            **counting,
+            num_warps=4,
+        )
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its CPU interpreter in this process."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+

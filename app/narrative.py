@@ -20,6 +20,7 @@ LIMITS = {
     "compute": "compute (the GPU's arithmetic)",
     "memory bandwidth": "memory bandwidth (reading weights and KV cache)",
     "KV capacity": "KV capacity (memory for the cache runs out)",
+    "batch slots": "batch slots (the most requests that may run at once)",
     "arrivals": "arrivals (the GPU has time to spare)",
 }
 
@@ -40,12 +41,13 @@ def verdict(summaries: Mapping[str, Summary], baseline: str = "fp16") -> str:
         return _alone(*next(iter(summaries.items())))
     best = winner(summaries)
     against = baseline if baseline in summaries and baseline != best else _runner_up(summaries, best)
-    return f"{_lead(best, summaries[best], against, summaries[against])} {_limit(best, summaries[best])}"
+    lead = _lead(best, summaries[best], against, summaries[against])
+    return " ".join(part for part in (lead, _limit(summaries[best]), _close(summaries, best, against)) if part)
 
 
 def _alone(policy: str, summary: Summary) -> str:
     served = f"**{policy}** serves {number(summary['request_goodput'])} requests/s within the SLO"
-    return f"{served} ({_attainment(summary)} of all requests). {_limit(policy, summary)}"
+    return f"{served} ({_attainment(summary)} of all requests). {_limit(summary)}"
 
 
 def _runner_up(summaries: Mapping[str, Summary], best: str) -> str:
@@ -102,7 +104,18 @@ def _attainment(summary: Summary) -> str:
     return f"{attainment(summary):.0%}"
 
 
-def _limit(policy: str, summary: Summary) -> str:
+def _close(summaries: Mapping[str, Summary], best: str, against: str) -> str:
+    """The other policies whose goodput is all but the best one's."""
+    least = summaries[best]["request_goodput"] * (1 - TIE)
+    near = [
+        policy
+        for policy, summary in summaries.items()
+        if policy not in (best, against) and summary["stable"] and summary["request_goodput"] >= least > 0
+    ]
+    return f"{_listed(near)} {'comes' if len(near) == 1 else 'come'} within {TIE:.0%} of it." if near else ""
+
+
+def _limit(summary: Summary) -> str:
     return f"It is limited by {LIMITS.get(summary['limited_by'], summary['limited_by'])}."
 
 

@@ -7,7 +7,7 @@ last arrival, which weighs most where the trace is played fastest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 ATTAINMENT = 0.9  # share of the offered requests that must meet every SLO up to the knee
 TIE = 0.02  # goodputs closer than this share of the best are told apart by latency instead
+
+LOST = 0.5  # the search upwards ends where no policy serves this share in time
+SCALES = (0.125, 32.0)  # of the trace's own rate: the search stays between them
+STEP = 2**0.5
 
 COLUMNS = (
     "policy",
@@ -65,7 +69,7 @@ def policies_of(sweep: pa.Table) -> list[str]:
 
 
 def knee(rows: Sequence[dict[str, Any]]) -> Knee | None:
-    """The knee of one policy's rows (by rising rate), interpolated between the rates around it; None if all lie past it."""
+    """The knee in one policy's rows (by rising rate), interpolated; None if the lowest rate is past it already."""
     last = None
     for row in rows:
         share = row["attainment"]
@@ -105,3 +109,23 @@ def flips(sweep: pa.Table) -> list[Flip]:
     """Every change of leader, by rising rate."""
     order = leaders(sweep)
     return [Flip(low, high, before, after) for (low, before), (high, after) in pairwise(order) if before != after]
+
+
+def next_scale(tried: Mapping[float, Sequence[float]]) -> float | None:
+    """The rate scale to simulate next, given each policy's attainment at those tried; None when there is none.
+
+    Upwards from the trace's own rate until every policy is lost, downwards until every policy holds, then once more
+    between the two rates around each knee.
+    """
+    if not tried:
+        return 1.0
+    top, bottom = max(tried), min(tried)
+    if max(tried[top]) >= LOST and top * STEP <= SCALES[1]:
+        return top * STEP
+    if min(tried[bottom]) < ATTAINMENT and bottom / STEP >= SCALES[0]:
+        return bottom / STEP
+    for low, high in pairwise(sorted(tried)):
+        crossed = any(a >= ATTAINMENT > b for a, b in zip(tried[low], tried[high], strict=True))
+        if crossed and high / low > 1.01 * STEP**0.5:
+            return (low * high) ** 0.5
+    return None

@@ -34,8 +34,8 @@ def goodput_by_rate(sweep: pa.Table, here_rps: float | None = None, dark: bool =
     knees = []
     for policy, look in looks(policies_of(sweep), dark).items():
         rows = rows_of(sweep, policy)
-        _add_policy(figure, policy, look, rows)
         found = knee(rows)
+        _add_policy(figure, _label(policy, found), look, rows)
         if found:
             knees.append(found)
             _ring(figure, found, look)
@@ -49,7 +49,18 @@ def goodput_by_rate(sweep: pa.Table, here_rps: float | None = None, dark: bool =
     return Chart(figure, _alt(sweep, knees), sweep)
 
 
-def _add_policy(figure: go.Figure, policy: str, look: Look, rows: list[dict]) -> None:
+def _label(policy: str, found: Knee | None) -> str:
+    """The policy with its knee: beside the rings, figures would cover one another."""
+    if found is None:
+        return policy
+    return (
+        f"{policy}: knee {number(found.rate_rps)}"
+        if found.reached
+        else f"{policy}: knee above {number(found.rate_rps)}"
+    )
+
+
+def _add_policy(figure: go.Figure, name: str, look: Look, rows: list[dict]) -> None:
     import plotly.graph_objects as go
 
     hollow = look.marker if look.marker.endswith("-open") else f"{look.marker}-open"
@@ -58,7 +69,7 @@ def _add_policy(figure: go.Figure, policy: str, look: Look, rows: list[dict]) ->
             x=[row["offered_rps"] for row in rows],
             y=[row["goodput_rps"] for row in rows],
             customdata=[[row["limited_by"], STABLE[row["stable"]]] for row in rows],
-            name=policy,
+            name=name,
             mode="lines+markers",
             line={"color": look.colour, "dash": look.dash, "width": 2.5},
             marker={"symbol": [look.marker if row["stable"] else hollow for row in rows], "size": 9},
@@ -76,11 +87,8 @@ def _ring(figure: go.Figure, found: Knee, look: Look) -> None:
         go.Scatter(
             x=[found.rate_rps],
             y=[found.goodput_rps],
-            mode="markers+text",
+            mode="markers",
             marker={"symbol": "circle-open", "size": 20, "color": look.colour, "line": {"width": 2.5}},
-            text=[f"{number(found.rate_rps)}"],
-            textposition="bottom right",
-            textfont={"color": look.colour, "size": 13},
             showlegend=False,
             name=f"{found.policy} knee",
             hovertemplate=f"{found.policy}: knee at {number(found.rate_rps)} req/s<extra></extra>",

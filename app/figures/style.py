@@ -33,12 +33,12 @@ HUES = {
 
 # policy: (hue, dash, marker)
 _FAMILIES = {
-    "fp16": ("grey", "solid", "circle"),
-    "fp8": ("sky", "solid", "square"),
-    "int8": ("blue", "solid", "diamond"),
+    "fp16": ("grey", "dot", "circle"),
+    "fp8": ("sky", "dash", "square"),
+    "int8": ("blue", "longdash", "diamond"),
     "int4": ("blue", "dash", "diamond-open"),
-    "kivi": ("orange", "solid", "triangle-up"),
-    "turboquant": ("orange", "dash", "triangle-down"),
+    "kivi": ("orange", "dashdot", "triangle-up"),
+    "turboquant": ("orange", "longdash", "triangle-down"),
     "streaming-llm": ("purple", "solid", "x"),
     "h2o": ("purple", "dash", "cross"),
     "duo-attention": ("purple", "dot", "x-open"),
@@ -46,7 +46,7 @@ _FAMILIES = {
     "pyramidkv": ("green", "dash", "hexagon"),
     "ada-kv": ("green", "dot", "hexagon2"),
     "expected-attention": ("green", "dashdot", "octagon"),
-    "quest": ("yellow", "solid", "bowtie"),
+    "quest": ("yellow", "longdash", "bowtie"),
     "leankv": ("vermillion", "solid", "star"),
     "leankv-r": ("vermillion", "dash", "star-open"),
 }
@@ -76,7 +76,7 @@ def looks(policies: Sequence[str], dark: bool = False) -> dict[str, Look]:
     result = {}
     for policy in policies:
         family = policy.partition(":")[0]
-        hue, dash, marker = _FAMILIES.get(family, ("yellow", "longdash", "pentagon-open"))
+        hue, dash, marker = _FAMILIES.get(family, ("yellow", "dashdot", "pentagon-open"))
         variant = seen.get(family, 0)
         seen[family] = variant + 1
         if variant:
@@ -121,7 +121,7 @@ def dress(figure: go.Figure, dark: bool, height: int) -> None:
         hovermode="x unified",
         hoverlabel={"namelength": -1},
     )
-    axis = {"gridcolor": grid, "zeroline": False, "automargin": True, "title_standoff": 8}
+    axis = {"gridcolor": grid, "zeroline": False, "automargin": True, "title_standoff": 16}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
 

@@ -116,7 +116,7 @@ def test_goodput_rings_the_knee_and_hollows_unstable_points(sample: SimpleNamesp
     sweep = sample.sweep({"fp16": falling, "leankv": holding})
     chart = goodput.goodput_by_rate(sweep, here_rps=2)
     names = [trace.name for trace in chart.figure.data]
-    assert names == ["all in time", "fp16", "fp16 knee", "leankv"]
+    assert names == ["all in time", "fp16: knee 2.00", "fp16 knee", "leankv: knee above 4.00"]
     ring = chart.figure.data[2]
     assert ring.x[0] == pytest.approx(2)
     assert list(chart.figure.data[1].marker.symbol) == ["circle", "circle", "circle-open"]
@@ -124,14 +124,16 @@ def test_goodput_rings_the_knee_and_hollows_unstable_points(sample: SimpleNamesp
     assert "leankv still holds at 4.00" in chart.alt
 
 
-def test_memory_panels_stack_to_the_pages_used(sample: SimpleNamespace) -> None:
+def test_memory_stacks_to_the_pages_used(sample: SimpleNamespace) -> None:
     usage = memory.Usage(sample.timeline(pages=1000), page_bytes=GIB // 100, tiers=("high", "low"))
-    chart = memory.kv_memory({"leankv": usage, "fp16": memory.Usage(sample.timeline(), GIB // 100, ("all",))})
-    stacked = [trace for trace in chart.figure.data if trace.stackgroup and trace.xaxis == "x"]
-    assert [trace.name for trace in stacked] == ["high", "low", "staging"]
+    chart = memory.kv_memory("leankv", usage, top_gib=20)
+    stacked = [trace for trace in chart.figure.data if trace.stackgroup]
+    assert [trace.name for trace in stacked] == ["high", "low", memory.PREFILLING]
     assert sum(max(trace.y) for trace in stacked) == pytest.approx(8.0, rel=5e-3)
-    assert "leankv peaks at 8.00 of 10.00" in chart.alt
-    assert [row["part"] for row in chart.table.to_pylist()][:4] == ["all", "staging", "high", "low"]
+    assert max(chart.figure.data[-1].y) == pytest.approx(10)
+    assert chart.figure.layout.yaxis.range[1] > 20
+    assert "at most 8.00 of 10.0" in chart.alt
+    assert [row["part"] for row in chart.table.to_pylist()] == ["all", "high", "low", memory.PREFILLING]
     for trace in chart.figure.data:
         assert len(trace.x) <= memory.POINTS
 
@@ -208,7 +210,7 @@ def test_every_chart_has_words_and_numbers(sample: SimpleNamespace, dark: bool) 
     charts = [
         latency.latency_cdf({"fp16": table}, "e2el_ms", None, dark),
         goodput.goodput_by_rate(sample.sweep({"fp16": [(1, 1, 1), (2, 1, 1)]}), None, dark),
-        memory.kv_memory({"fp16": memory.Usage(sample.timeline(), 1 << 20)}, dark),
+        memory.kv_memory("fp16", memory.Usage(sample.timeline(), 1 << 20), dark=dark),
         timeline.run_timeline(sample.timeline(), dark),
         gantt.request_gantt(table, 0, 100, dark),
         traffic.arrivals(arrival, dark),

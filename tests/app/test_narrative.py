@@ -104,3 +104,29 @@ def test_no_knee_where_the_lowest_rate_already_fails(sample: SimpleNamespace) ->
 def test_half_a_rate_does_not_count(sample: SimpleNamespace) -> None:
     sweep = sample.sweep({"fp16": [(1, 1.0, 100), (2, 1.0, 100)], "fp8": [(1, 1.0, 90)]})
     assert rates.leaders(sweep) == [(1, "fp8")]
+
+
+def attained(knees: dict[str, float], scale: float) -> list[float]:
+    """Full attainment up to each policy's knee, then falling with the square of the rate."""
+    return [min(1.0, (knee / scale) ** 2) for knee in knees.values()]
+
+
+@pytest.mark.parametrize("knees", [{"fp16": 0.7, "leankv": 1.3}, {"fp16": 5.0}, {"a": 0.3, "b": 9.0, "c": 2.0}])
+def test_the_sweep_brackets_every_knee_and_ends(knees: dict[str, float]) -> None:
+    tried: dict[float, list[float]] = {}
+    while (scale := rates.next_scale(tried)) is not None:
+        tried[scale] = attained(knees, scale)
+        assert len(tried) < 40
+    for index, policy in enumerate(knees):
+        holds = max(scale for scale, shares in tried.items() if shares[index] >= rates.ATTAINMENT)
+        fails = min(scale for scale, shares in tried.items() if shares[index] < rates.ATTAINMENT)
+        assert fails / holds < 1.2, policy
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_sweep_ends_where_nothing_changes(share: float) -> None:
+    tried: dict[float, list[float]] = {}
+    while (scale := rates.next_scale(tried)) is not None:
+        assert rates.SCALES[0] * 0.99 <= scale <= rates.SCALES[1] * 1.01
+        tried[scale] = [share]
+    assert len(tried) < 20

@@ -1,0 +1,20 @@
+"""The app's entry: `streamlit run app/main.py`. One page a question; the page and all its choices are in the URL."""
+
+import streamlit as st
+
+from leankv.app.pages import compare, run, traces
+
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect width="32" height="32" rx="7" fill="#0072B2"/>
+<g fill="#fff"><rect x="6" y="6" width="5" height="20" rx="1"/><rect x="13.5" y="12" width="5" height="14" rx="1"/>
+<rect x="21" y="19" width="5" height="7" rx="1"/></g></svg>"""
+
+st.set_page_config(page_title="LeanKV Explorer", page_icon=ICON, layout="wide")
+
+PAGES = [
+    st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare", default=True),
+    st.Page(run.page, title="Run", icon=":material/timeline:", url_path="run"),
+    st.Page(traces.page, title="Traces", icon=":material/show_chart:", url_path="traces"),
+]
+
+st.navigation(PAGES).run()

@@ -1,0 +1,144 @@
+"""Compare: what each policy would do to latency, throughput, memory and cost, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import streamlit as st
+
+from leankv.app import narrative, scoreboard
+from leankv.app.controls import scenario_controls
+from leankv.app.figures.latency import latency_cdf
+from leankv.app.figures.memory import capacity_gib, kv_memory
+from leankv.app.live import opened_traffic, simulated
+from leankv.app.scenario import Scenario
+from leankv.app.sweeppanel import finished_sweep, sweep_job, sweep_panel
+from leankv.app.tasks import offered_rps
+from leankv.app.usage import usage_of
+from leankv.app.views import download_csv, is_dark, show, show_all
+from leankv.serving.errors import InputError
+
+if TYPE_CHECKING:
+    from leankv.serving.runs import Run
+    from leankv.traces.trace import Trace
+
+VERDICT_STYLE = "<style>.st-key-verdict [data-testid=stMarkdown]:first-child p {font-size: 1.2rem}</style>"
+DELTA_COLOUR: dict[str, Literal["normal", "inverse", "off"]] = {"more": "normal", "less": "inverse", "none": "off"}
+
+
+def page() -> None:
+    """Draw the page."""
+    scenario = scenario_controls()
+    st.title("Which KV-cache policy?", anchor=False)
+    if not scenario.policies:
+        st.info("Choose at least one policy in the sidebar.", icon=":material/arrow_back:")
+        return
+    try:
+        trace = opened_traffic(scenario)
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    rate = offered_rps(trace)
+    st.caption(_subtitle(scenario, trace, rate))
+    runs, errors = simulated(scenario, trace)
+    for line in _merged(errors):
+        st.error(line, icon=":material/error:")
+    if not runs:
+        return
+    job = sweep_job(replace(scenario, policies=tuple(runs)), len(trace))
+    _headline({policy: run.summary for policy, run in runs.items()}, finished_sweep(job))
+    _table(runs)
+    _latency(scenario, runs)
+    st.header("Load", anchor=False, help="The knee, ringed, is the highest rate with 90 % of requests in time.")
+    sweep_panel(replace(scenario, policies=tuple(runs)), job, rate)
+    _memory(runs)
+    _sources(scenario, runs, trace)
+
+
+def _subtitle(scenario: Scenario, trace: Trace, rate: float) -> str:
+    gpus = scenario.tp * scenario.replicas
+    requests = f"{len(trace):,} requests of **{trace.name}** at {rate:.2f}/s"
+    slo = f"in time: TTFT ≤ {scenario.ttft_ms:,.0f} ms, TPOT ≤ {scenario.tpot_ms:,.0f} ms"
+    return f"{requests} · **{scenario.model}** on {gpus} x **{scenario.device}** · {slo}"
+
+
+def _merged(errors: Mapping[str, str]) -> list[str]:
+    """Each message once, with the policies that it stops."""
+    policies: dict[str, list[str]] = {}
+    for policy, message in errors.items():
+        policies.setdefault(message, []).append(policy)
+    return [f"{', '.join(names)}: {message}" for message, names in policies.items()]
+
+
+def _headline(summaries: Mapping[str, narrative.Summary], sweep: object) -> None:
+    st.html(VERDICT_STYLE)
+    with st.container(border=True, key="verdict"):
+        st.markdown(narrative.verdict(summaries))
+        if sweep is not None:
+            st.markdown(narrative.flip_sentence(sweep))
+    for line in narrative.warnings(summaries):
+        st.warning(line, icon=":material/warning:")
+    found = scoreboard.cards(summaries)
+    for column, card in zip(st.columns(len(found)), found, strict=True):
+        column.metric(
+            card.label,
+            card.value,
+            card.delta,
+            delta_color=DELTA_COLOUR[card.better],
+            delta_arrow="off" if card.better == "none" else "auto",
+            help=card.help,
+            border=True,
+            height="stretch",
+        )
+
+
+def _table(runs: Mapping[str, Run]) -> None:
+    table = scoreboard.table({policy: run.summary for policy, run in runs.items()})
+    settings: dict[str, Any] = {
+        name: st.column_config.Column(help=scoreboard.HELP.get(name), pinned=name == "Policy")
+        for name in table.column_names
+    }
+    for name, form in scoreboard.FORMATS.items():
+        settings[name] = st.column_config.NumberColumn(format=form, help=scoreboard.HELP.get(name))
+    st.dataframe(table, hide_index=True, width="stretch", column_config=settings, key="scoreboard")
+    download_csv(table, "comparison")
+
+
+def _latency(scenario: Scenario, runs: Mapping[str, Run]) -> None:
+    st.header(
+        "Latency", anchor=False, help="Share of requests answered within a time; further left and higher is better."
+    )
+    requests = {policy: run.requests for policy, run in runs.items()}
+    levels = {"ttft_ms": scenario.ttft_ms, "tpot_ms": scenario.tpot_ms, "e2el_ms": None}
+    for column, (metric, slo) in zip(st.columns(3), levels.items(), strict=True):
+        with column:
+            show(latency_cdf(requests, metric, slo, is_dark()), f"cdf-{metric}")
+
+
+def _memory(runs: Mapping[str, Run]) -> None:
+    st.header("KV memory", anchor=False, help="Pages held on one GPU, by precision tier; the dashed line is the pool.")
+    usages = {policy: usage_of(run) for policy, run in runs.items()}
+    top = max(map(capacity_gib, usages.values()))
+    show_all({policy: kv_memory(policy, usage, top, is_dark()) for policy, usage in usages.items()}, "kv-memory", 2)
+
+
+def _sources(scenario: Scenario, runs: Mapping[str, Run], trace: Trace) -> None:
+    with st.expander("Where these figures come from", icon=":material/fact_check:", expanded=False):
+        summary = next(iter(runs.values())).summary
+        st.markdown(
+            f"- **Step times**: {summary['step_time_source']}\n"
+            f"- **Tokens kept**: {_retention(runs)}\n"
+            f"- **Window**: {summary['window']}\n"
+            f"- **Trace**: {trace.name}"
+        )
+        for warning in trace.warnings:
+            st.markdown(f"- {warning}")
+        st.caption(
+            "Answer quality is not part of this comparison: a policy that drops or coarsens more may answer worse."
+        )
+
+
+def _retention(runs: Mapping[str, Run]) -> str:
+    return "; ".join(f"{policy}: {run.summary['retention_source']}" for policy, run in runs.items())

@@ -1,9 +1,9 @@
 """The unified KV cache: requests under any mix of live policies in one pool of equal pages.
 
 Per request, layer and KV head a list of pages in at most two tiers. The page manager, scores and positions live on the
-device; a decode step (`prepare_step`) decides for all layers at once (`begin_step`), stores and attends layer by layer
-(`decode`), and closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and `store_chunk`, then
-`end_chunk`.
+device. A decode step (`prepare_step`) decides for all layers at once (`begin_step`), stores and attends layer by layer
+(`decode`), and closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and
+`store_chunk`, then `end_chunk`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def views(pool: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
 
 
 def fields(layout: PageLayout | None) -> tuple[int, int, int]:
-    """Tokens a page and the first element of scores and of positions within it, in elements of `views`; 1, 0, 0 for none."""
+    """Tokens a page, and where scores and positions start in it, in elements of `views`; 1, 0, 0 for no layout."""
     if layout is None:
         return 1, 0, 0
     lean = layout.bookkeeping == LEAN
@@ -45,16 +45,16 @@ def load_position(positions, page, place, there, FIRST: tl.constexpr, PAGE_BYTES
         low = tl.load(at, mask=there, other=0).to(tl.int32)
         middle = tl.load(at + 1, mask=there, other=0).to(tl.int32)
         high = tl.load(at + 2, mask=there, other=0).to(tl.int32)
-        return low | (middle << 8) | (high << 16)
-    return tl.load(positions + page * (PAGE_BYTES // 4) + FIRST + place, mask=there, other=0)
+        position = low | (middle << 8) | (high << 16)
+    else:
+        position = tl.load(positions + page * (PAGE_BYTES // 4) + FIRST + place, mask=there, other=0)
+    return position
 
 
 @triton.jit
 def score_at(scores, page, place, FIRST: tl.constexpr, PAGE_BYTES: tl.constexpr, IS_LEAN: tl.constexpr):
     """Address of a token's score."""
-    if IS_LEAN:
-        return scores + page * (PAGE_BYTES // 2) + FIRST + place
-    return scores + page * (PAGE_BYTES // 4) + FIRST + place
+    return scores + page * (PAGE_BYTES // (2 if IS_LEAN else 4)) + FIRST + place
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Run in a child process under Triton's interpreter: the decode step's decision and score update, by their reference."""
+"""Run in a child process under Triton's interpreter: the decode step's decision and score update."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""What the compile report covers beside attention: the page manager, the decode step and the prefill scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from leankv.kernels import decode_step_triton, pages_triton, scores_triton, significance_triton
+from leankv.kernels.bookkeeping_triton import fields
+from leankv.kernels.compile_report import Variant
+from leankv.serving.formats import K4V2, K8V4
+from leankv.serving.pages import PAGE_BYTES_128, layout_of
+
+MAX_PAGES = 1024
+BLOCKS = 128
+
+
+def cache_variants() -> Iterator[Variant]:
+    """Kernels of the cache at Llama-3-8B's shape: head_dim 128, a group of 4, K8V4 and K4V2."""
+    yield from _page_manager()
+    for bookkeeping in (8, 5):
+        yield from _decode_step(bookkeeping)
+    yield from _significance()
+
+
+def _page_manager() -> Iterator[Variant]:
+    asked = dict.fromkeys(("rows", "tokens", "per_page", "counts", "held_per_page"), "*i32")
+    lists = dict.fromkeys(("table", "free_list", "state", "scratch"), "*i32")
+    block = {"MAX_PAGES": MAX_PAGES, "BLOCK": pages_triton.BLOCK_ROWS}
+    numbers = dict.fromkeys(("number", "pages", "blocks"), "i32")
+    yield Variant("pages: count", pages_triton.count_kernel, {**asked, "scratch": "*i32", "number": "i32"}, block)
+    for name in ("release", "acquire"):
+        kernel = getattr(pages_triton, f"{name}_kernel")
+        yield Variant(f"pages: {name}", kernel, {**asked, **lists, **numbers}, {**block, "BLOCKS": BLOCKS})
+    yield Variant(
+        "pages: commit",
+        pages_triton.commit_kernel,
+        {"state": "*i32", "scratch": "*i32", "pages": "i32", "blocks": "i32"},
+        {"BLOCKS": BLOCKS},
+    )
+
+
+def _decode_step(bookkeeping: int) -> Iterator[Variant]:
+    lean = bookkeeping == 5
+    stored = {"scores": "*fp16" if lean else "*fp32", "positions": "*u8" if lean else "*i32"}
+    tables = dict.fromkeys(("table", "counts", "rows", "position", "prompt"), "*i32")
+    high, low = (layout_of(f, 128, PAGE_BYTES_128, bookkeeping) for f in (K8V4, K4V2))
+    shape = {"SCORE_WINDOW": 64, "MAX_PAGES": MAX_PAGES, "PAGE_BYTES": PAGE_BYTES_128, "IS_LEAN": lean}
+    high_fields = dict(zip(("TOKENS", "SCORES", "POSITIONS"), fields(high), strict=True))
+    low_fields = dict(zip(("LOW_TOKENS", "LOW_SCORES", "LOW_POSITIONS"), fields(low), strict=True))
+    limits = {"alpha_low": "*fp32", "alpha_high": "*fp32", "capacity": "*i32", "recent": "*i32"}
+    results = dict.fromkeys(("case_out", "place_out", "spare_out", "wanted_out"), "*i32")
+    block = {"BLOCK": decode_step_triton.BLOCK_TOKENS}
+    for kind in ("heavy", "thresholds"):
+        yield Variant(
+            f"decode: plan, {kind}, {bookkeeping} B",
+            decode_step_triton.plan_kernel,
+            {**stored, **tables, **limits, **results},
+            {"KIND": kind, "SINK": 0, **shape, **high_fields, **low_fields, **block},
+        )
+    yield Variant(
+        f"decode: scores, {bookkeeping} B",
+        scores_triton.update_kernel,
+        {**stored, **tables, "gains": "*fp32", "gain_stride": "i32"},
+        {"TIER": 1, **shape, **high_fields, "BLOCK": scores_triton.BLOCK_TOKENS},
+    )
+
+
+def _significance() -> Iterator[Variant]:
+    tensors = {"queries": "*fp16", "keys": "*fp16", "normaliser": "*fp32"}
+    numbers = {"window": "i32", "tokens": "i32", "scale": "fp32", "splits": "i32"}
+    shape = {
+        "GROUP": 4,
+        "KV_HEADS": 8,
+        "HEAD_DIM": 128,
+        "DIM": 128,
+        "BLOCK_QUERIES": significance_triton.BLOCK_QUERIES,
+        "BLOCK_KEYS": significance_triton.BLOCK_KEYS,
+    }
+    yield Variant(
+        "significance: normaliser",
+        significance_triton.normaliser_kernel,
+        {**tensors, **numbers, "split_keys": "i32"},
+        shape,
+        significance_triton.NUM_WARPS,
+    )
+    yield Variant(
+        "significance: scores",
+        significance_triton.score_kernel,
+        {**tensors, "scores": "*fp32", **numbers},
+        {"SPLITS": significance_triton.MAX_SPLITS, "MEAN": False, **shape},
+        significance_triton.NUM_WARPS,
+    )

@@ -109,7 +109,7 @@ def weighted_percentiles(values: Floats, weights: Floats, percents: tuple[int, .
 
 
 def token_gaps(segments: pa.Table) -> tuple[Floats, Floats]:
-    """Inter-token latencies in ms and the tokens that saw each; at most 8 points a segment stand for its line of gaps."""
+    """Inter-token latencies in ms, and the tokens that saw each; up to 8 points stand for a segment's line of gaps."""
     steps = _numbers(segments, "steps").astype(np.int64)
     seen = _numbers(segments, "sequences") > 0
     steps, first = steps[seen], _numbers(segments, "first_gap_ps")[seen]

@@ -17,6 +17,7 @@ from leankv.serving.errors import InputError
 from leankv.serving.requests import Request
 
 RequestT = TypeVar("RequestT", bound=Request)
+HeldT = TypeVar("HeldT", bound=Request, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,25 @@ class SchedulerLimits:
             )
 
 
-class PageAccount(Protocol[RequestT]):
+class PageAccount(Protocol[HeldT]):
     """The memory as the scheduler sees it: counts of pages, never their contents."""
 
     def short(self) -> bool:
         """Whether the next token of every decoding request does not fit."""
 
-    def admits(self, request: RequestT) -> bool:
+    def admits(self, request: HeldT) -> bool:
         """Whether the prompt's pages fit above the watermark, beside the next token of every decoding request."""
 
-    def admit(self, request: RequestT) -> None:
+    def admit(self, request: HeldT) -> None:
         """Reserve the prompt's pages; may set `request.computed` to a cached prefix."""
 
-    def start_decode(self, request: RequestT) -> None:
+    def start_decode(self, request: HeldT) -> None:
         """The prompt is complete: hold what the policy keeps of it."""
 
-    def release(self, request: RequestT) -> None:
+    def release(self, request: HeldT) -> None:
         """Give back all pages of a request that finished or was preempted."""
 
-    def recompute(self, request: RequestT) -> None:
+    def recompute(self, request: HeldT) -> None:
         """A preempted request goes back to the queue, with the tokens that it has generated as part of its prompt."""
 
 

@@ -1,7 +1,7 @@
-"""Integer time. Jumping over k steps and stepping k times must land on the same instant, so no instant is rounded twice.
+"""Integer time. Jumping over k steps and stepping k times must land on the same instant, so nothing is rounded twice.
 
-Costs are integers of 2**-16 picoseconds ("ticks"): fine enough that a cost per byte read (about 0.2 to 2 ps) keeps four to
-five digits. Recorded times are whole picoseconds, always rounded down.
+Costs are integers of 2**-16 picoseconds ("ticks"): fine enough that a cost per byte read (about 0.2 to 2 ps) keeps four
+to five digits. Recorded times are whole picoseconds, always rounded down.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Replicas behind a router, driven by SimPy.
 
-SimPy carries what happens between replicas: arrivals, routing and, in a closed loop, the arrivals that a finished request
-causes. What happens inside a replica between two such instants is the engine's, which is asked to run up to the next.
+SimPy carries what happens between replicas: arrivals, routing and, in a closed loop, the arrivals that a finished
+request causes. What happens inside a replica between two such instants is the engine's, which runs up to the next.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from leankv.simulator.recorder import ReplicaLog, RequestRecords
 from leankv.simulator.resident import Resident
 from leankv.simulator.routing import Router
 
+PROGRESS_EVERY = 64
 NEVER = PS_PER_S * 10**9 << TICK_BITS
 FinishHook = Callable[[Resident, int], None]
 
@@ -55,10 +56,11 @@ class Replica:
         return self.engine.kv_use()
 
     def give(self, request: Resident) -> None:
-        """The request reaches the replica's queue at its arrival; an idle replica wakes then."""
+        """The request reaches the replica's queue at its arrival; a clock behind that belongs to an idle replica."""
         engine = self.engine
-        if engine.idle:
-            engine.clock = max(engine.clock, request.arrival_ps << TICK_BITS)
+        arrival = request.arrival_ps << TICK_BITS
+        if engine.clock < arrival:
+            engine.clock = arrival
         self.given_tokens += request.prompt_tokens + request.output_tokens
         engine.add(request)
 
@@ -71,7 +73,8 @@ class Replica:
 class Workload(Protocol):
     """Requests in order of arrival; `take(row, arrival_ps)` makes one, or None after recording why it is rejected."""
 
-    arrivals_ps: Sequence[int]
+    @property
+    def arrivals_ps(self) -> Sequence[int]: ...
 
     def take(self, row: int, arrival_ps: int) -> Resident | None: ...
 
@@ -95,7 +98,7 @@ def _arrivals(
     progress: Callable[[float], None],
 ) -> Generator[simpy.Event, Any, None]:
     arrivals = workload.arrivals_ps
-    every = max(len(arrivals) // 200, 64)
+    every = max(len(arrivals) // 200, PROGRESS_EVERY)
     only = replicas[0] if len(replicas) == 1 else None
     now = 0
     for row, arrival_ps in enumerate(arrivals):
@@ -104,6 +107,7 @@ def _arrivals(
             now = arrival_ps
         if row % every == 0:
             progress(row / len(arrivals))
+            _pack(replicas)
         request = workload.take(row, now)
         if request is None:
             continue
@@ -115,6 +119,12 @@ def _arrivals(
             replica = replicas[router.choose(replicas)]
         replica.engine.run_until(now << TICK_BITS)
         replica.give(request)
+
+
+def _pack(replicas: Sequence[Replica]) -> None:
+    replicas[0].records.finished.pack_if_many()
+    for replica in replicas:
+        replica.engine.log.pack_if_many()
 
 
 class ClosedLoop:
@@ -151,13 +161,13 @@ class ClosedLoop:
     def _arrive(self) -> Generator[simpy.Event, Any, None]:
         for row, arrival_ps in enumerate(self.workload.arrivals_ps):
             if arrival_ps > self.environment.now:
-                yield _urgent_timeout(self.environment, arrival_ps - self.environment.now)
+                yield _urgent_timeout(self.environment, arrival_ps - int(self.environment.now))
             self.held.append(row)
             self._send()
 
     def _send(self) -> None:
         while self.held and self.free:
-            request = self.workload.take(self.held.popleft(), self.environment.now)
+            request = self.workload.take(self.held.popleft(), int(self.environment.now))
             self.sent += 1
             if request is None:
                 continue
@@ -166,7 +176,9 @@ class ClosedLoop:
             replica.give(request)
             if not self.wake[replica.index].triggered:
                 self.wake[replica.index].succeed()
-        self.progress(self.sent / len(self.workload.arrivals_ps))
+        if self.sent % PROGRESS_EVERY == 0:
+            self.progress(self.sent / len(self.workload.arrivals_ps))
+            _pack(self.replicas)
 
     def _serve(self, replica: Replica) -> Generator[simpy.Event, Any, None]:
         engine, environment = replica.engine, self.environment

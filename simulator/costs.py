@@ -12,25 +12,29 @@ from leankv.serving.policies.work import NO_WORK, Work
 from leankv.simulator.clock import ticks
 from leankv.simulator.step_time.base import StepTimeModel
 
-
-class AttentionPiece(NamedTuple):
-    """Decode attention over `read` bytes, `start <= read < end`: `base + slope * (read - start)` ticks."""
-
-    start: int
-    end: int
-    base: int
-    slope: int
-
-
 UNBOUNDED = 1 << 80
 GRID = 32
+
+
+class DecodeLine(NamedTuple):
+    """Ticks of a pure decode step of a given batch that reads `start <= read < end` bytes: `constant + slope * read`.
+
+    `linear` of the constant are linear layers and logits, which a step with prompt tokens pays by its own size.
+    """
+
+    constant: int
+    slope: int
+    start: int
+    end: int
+    linear: int
 
 
 class StepCosts:
     """Ticks of the parts of a step, looked up by integers.
 
-    A step with `n` decoding sequences that read `read` effective bytes, and chunks of prompts, costs
-    `tokens(n + chunk tokens) + logits(n + finished prompts) + decode(n) + attention(n, read) + sum of prefill(...)`.
+    A pure decode step of `n` sequences that read `read` effective bytes follows `decode_line(n, read)`. With chunks of
+    prompts it costs `tokens_and_logits(n + chunk tokens, n + finished prompts)`, the line without its linear layers,
+    and the sum of `prefill` over the chunks.
     """
 
     def __init__(
@@ -43,73 +47,51 @@ class StepCosts:
         one_token = ticks(model.tokens_s(1, 0))
         self.tokens = [one_token] + [ticks(model.tokens_s(count, 0)) for count in range(1, max_tokens + 1)]
         self.logits = [ticks(model.tokens_s(1, count)) - one_token for count in range(max_seqs + 1)]
-        self._decode: dict[int, int] = {}
-        self._decode_work: dict[int, int] = {}
-        self._first_chunks: dict[int, int] = {}
+        self._lines: dict[int, tuple[DecodeLine, ...]] = {}
+        self._whole_prompts: dict[int, int] = {}
         self._prompts: dict[int, int] = {}
-        self._pieces: dict[int, tuple[AttentionPiece, ...]] = {}
+        self._chunks_cost_work = policy.chunk_work(1, 0, spec, tp) != NO_WORK
 
     def tokens_and_logits(self, tokens: int, sequences: int) -> int:
         if tokens < len(self.tokens):
             return self.tokens[tokens] + self.logits[sequences]
         return ticks(self._model.tokens_s(tokens, 0)) + self.logits[sequences]
 
-    def decode(self, sequences: int) -> int:
-        """A pure decode step but for its attention: linear layers, logits, the policy's work on each new token."""
-        found = self._decode.get(sequences)
-        if found is None:
-            found = self.tokens_and_logits(sequences, sequences) + self.decode_work(sequences)
-            self._decode[sequences] = found
-        return found
+    def decode_line(self, sequences: int, read: int) -> DecodeLine:
+        """The line that holds for `sequences` >= 1 that read `read` bytes."""
+        for line in self._lines.get(sequences) or self._build_lines(sequences):
+            if read < line.end:
+                return line
+        raise AssertionError("the last line has no end")
 
-    def decode_work(self, sequences: int) -> int:
-        """The policy's work on each new token, beyond attention's own reads."""
-        found = self._decode_work.get(sequences)
-        if found is None:
-            one = self._policy.decode_work(self._spec, self._tp)
-            batch = Work(one.bytes * sequences, one.flops * sequences, one.launches)
-            found = self._decode_work[sequences] = ticks(self._seconds(NO_WORK if one == NO_WORK else batch))
-        return found
-
-    def attention_pieces(self, sequences: int) -> tuple[AttentionPiece, ...]:
-        found = self._pieces.get(sequences)
-        if found is None:
-            found = self._pieces[sequences] = self._build_pieces(sequences)
-        return found
-
-    def attention_piece(self, sequences: int, read: int) -> AttentionPiece:
-        pieces = self.attention_pieces(sequences)
-        for piece in pieces:
-            if read < piece.end:
-                return piece
-        raise AssertionError("the last piece has no end")
-
-    def attention(self, sequences: int, read: int) -> int:
+    def decode_beside_prompts(self, sequences: int, read: int) -> int:
+        """Attention of the decoding sequences, and their policy's work, in a step that computes prompts too."""
         if sequences == 0:
             return 0
-        piece = self.attention_piece(sequences, read)
-        return piece.base + piece.slope * (read - piece.start)
+        line = self.decode_line(sequences, read)
+        return line.constant - line.linear + line.slope * read
 
     def prefill(self, chunk: int, context: int, last: bool) -> int:
         """Attention of a chunk over its context, and the policy's work on it; at the last one, on the whole prompt.
 
         Whole prompts, by far the most frequent, are interpolated between multiples of 32 tokens.
         """
-        if context == 0:
-            cost = _interpolated(self._chunk_from_start, chunk)
-        else:
-            cost = self._chunk_ticks(chunk, context)
+        if context == 0 and last:
+            found = self._whole_prompts.get(chunk)
+            if found is None:
+                found = self._whole_prompts[chunk] = _interpolated(self._whole_prompt, chunk)
+            return found
+        cost = self._chunk_ticks(chunk, context)
         return cost + _interpolated(self._prompt_ticks, context + chunk) if last else cost
 
-    def _chunk_from_start(self, tokens: int) -> int:
-        found = self._first_chunks.get(tokens)
-        if found is None:
-            found = self._first_chunks[tokens] = self._chunk_ticks(tokens, 0) if tokens else 0
-        return found
+    def _whole_prompt(self, tokens: int) -> int:
+        return self._chunk_ticks(tokens, 0) + self._prompt_ticks(tokens) if tokens else 0
 
     def _chunk_ticks(self, chunk: int, context: int) -> int:
         seconds = self._model.prefill_attention_s(chunk, context)
-        return ticks(seconds + self._seconds(self._policy.chunk_work(chunk, context, self._spec, self._tp)))
+        if self._chunks_cost_work:
+            seconds += self._model.work_s(self._policy.chunk_work(chunk, context, self._spec, self._tp))
+        return ticks(seconds)
 
     def _prompt_ticks(self, tokens: int) -> int:
         found = self._prompts.get(tokens)
@@ -121,15 +103,23 @@ class StepCosts:
     def _seconds(self, work: Work) -> float:
         return 0.0 if work == NO_WORK else self._model.work_s(work)
 
-    def _build_pieces(self, sequences: int) -> tuple[AttentionPiece, ...]:
+    def _build_lines(self, sequences: int) -> tuple[DecodeLine, ...]:
         knots = self._model.decode_attention_s(sequences)
-        pieces = []
-        for index, ((read, seconds), (next_read, next_seconds)) in enumerate(pairwise(knots)):
-            slope = ticks((next_seconds - seconds) / (next_read - read))
-            start = round(read)
-            end = UNBOUNDED if index == len(knots) - 2 else round(next_read)
-            pieces.append(AttentionPiece(start, end, ticks(seconds), slope))
-        return tuple(pieces)
+        linear = self.tokens_and_logits(sequences, sequences)
+        fixed = linear + self._decode_work(sequences)
+        lines = []
+        for (read, seconds), (next_read, next_seconds) in pairwise(knots):
+            slope, start = ticks((next_seconds - seconds) / (next_read - read)), round(read)
+            lines.append(DecodeLine(fixed + ticks(seconds) - slope * start, slope, start, round(next_read), linear))
+        lines[-1] = lines[-1]._replace(end=UNBOUNDED)
+        self._lines[sequences] = tuple(lines)
+        return self._lines[sequences]
+
+    def _decode_work(self, sequences: int) -> int:
+        """The policy's work on each new token, beyond attention's own reads."""
+        one = self._policy.decode_work(self._spec, self._tp)
+        batch = Work(one.bytes * sequences, one.flops * sequences, one.launches)
+        return ticks(self._seconds(NO_WORK if one == NO_WORK else batch))
 
 
 def _interpolated(table: Callable[[int], int], tokens: int) -> int:

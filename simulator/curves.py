@@ -42,19 +42,19 @@ class ReadCurves:
     def __init__(self, reads: KVReads, multipliers: tuple[float, ...]) -> None:
         self._reads = reads
         self._multipliers = multipliers
-        self._follow_context = reads.reads_follow_context
         self._by_prompt: dict[int, tuple[Segment, ...]] = {}
+        self._every_prompt = self._build(1) if reads.reads_follow_context else None
 
     def segments(self, prompt: int) -> tuple[Segment, ...]:
-        if self._follow_context:
-            prompt = 1
+        if self._every_prompt is not None:
+            return self._every_prompt
         found = self._by_prompt.get(prompt)
         if found is None:
             found = self._by_prompt[prompt] = self._build(prompt)
         return found
 
     def segment_at(self, prompt: int, context: int) -> Segment:
-        for segment in self.segments(prompt):
+        for segment in self._every_prompt or self.segments(prompt):
             if context < segment.end:
                 return segment
         raise AssertionError("the last segment has no end within any context")

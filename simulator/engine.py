@@ -14,7 +14,7 @@ from math import isqrt
 
 from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
 from leankv.simulator.clock import TICK_BITS
-from leankv.simulator.costs import AttentionPiece, StepCosts
+from leankv.simulator.costs import DecodeLine, StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.recorder import ReplicaLog
@@ -86,20 +86,20 @@ class JumpEngine:
             if finished and stop_at_finish:
                 return
 
-    def horizon(self, limit: int, first: int, slope: int, piece: AttentionPiece) -> int:
+    def horizon(self, limit: int, first: int, slope: int, line: DecodeLine) -> int:
         """Steps for which the batch, and the line that its step costs follow, stay as they are; at least 1.
 
-        The earliest of: a request's last token, a bend in a read curve, the end of the step-time model's piece, the
+        The earliest of: a request's last token, a bend in a read curve, the end of the step-time model's line, the
         first boundary at or after `limit`, the first step whose pages do not fit.
         """
         steps = self.ledger.steps
         count = (self._finishes[0] >> ID_BITS) - steps
         if self._bends:
             count = min(count, (self._next_bend() >> ID_BITS) - steps)
-        if self._read_slope > 0 and piece.end < FAR:
-            count = min(count, -((self._read - piece.end) // self._read_slope))
-        elif self._read_slope < 0 and piece.start > 0:
-            count = min(count, (self._read - piece.start) // -self._read_slope + 1)
+        if self._read_slope > 0 and line.end < FAR:
+            count = min(count, -((self._read - line.end) // self._read_slope))
+        elif self._read_slope < 0 and line.start > 0:
+            count = min(count, (self._read - line.start) // -self._read_slope + 1)
         distance = limit - self.clock
         if elapsed(count, first, slope) > distance:
             count = steps_to_reach(distance, first, slope, count)
@@ -109,16 +109,17 @@ class JumpEngine:
         """Decode until the horizon; returns how many requests finished there."""
         ledger = self.ledger
         sequences = len(self.decoding)
-        read = self._read
-        piece = self.costs.attention_piece(sequences, read)
-        first = self.costs.decode(sequences) + piece.base + piece.slope * (read - piece.start)
-        slope = piece.slope * self._read_slope
-        count = self.horizon(limit, first, slope, piece)
+        line = self.costs.decode_line(sequences, self._read)
+        first = line.constant + line.slope * self._read
+        slope = line.slope * self._read_slope
+        count = self.horizon(limit, first, slope, line)
         waiting = len(self.scheduler.waiting)
         self.log.segments.add((self.clock >> TICK_BITS, ledger.steps, count, first, slope, sequences, 0, waiting))
         self.clock += elapsed(count, first, slope)
-        self._read = read + count * self._read_slope
+        self._read += count * self._read_slope
         ledger.steps += count
+        if self._finishes[0] >> ID_BITS > ledger.steps and not self._bends:
+            return 0
         return self._settle()
 
     def _step_with_prompts(self, chunks: list[Chunk[Resident]]) -> int:
@@ -135,9 +136,7 @@ class JumpEngine:
             ticks += costs.prefill(chunk.tokens, chunk.context, last)
             if request.stay_ps < 0:
                 self._admitted(request, now)
-        ticks += costs.tokens_and_logits(tokens, rows)
-        if sequences:
-            ticks += costs.attention(sequences, self._read) + costs.decode_work(sequences)
+        ticks += costs.tokens_and_logits(tokens, rows) + costs.decode_beside_prompts(sequences, self._read)
         waiting = len(self.scheduler.waiting)
         self.log.segments.add((now, ledger.steps, 1, ticks, 0, sequences, tokens - sequences, waiting))
         self.clock += ticks

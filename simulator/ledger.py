@@ -12,11 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
+from leankv.simulator.prefixes import PrefixCache
 from leankv.simulator.resident import Resident
 
 VECTORISE_FROM = 24
-BLOCK = 16
-COUNT_EVERY = 512
+BLOCK_BITS = 4
+BLOCK = 1 << BLOCK_BITS
+COUNT_EVERY = 32
 
 
 class PageModel(Protocol):
@@ -33,30 +35,36 @@ class PageModel(Protocol):
 
 def admission_pages(memory: PageModel, request: Resident) -> int:
     """Pages reserved while a prompt is computed: its staging, or what a recomputed request holds at its end."""
-    prompt = request.prompt_tokens
-    return max(memory.prefill_pages(prompt, prompt), memory.pages(prompt, request.prefill_target))
+    shared = request.shared_tokens
+    prompt, target = request.prompt_tokens - shared, request.prefill_target - shared
+    return max(memory.prefill_pages(prompt, prompt), memory.pages(prompt, target))
 
 
 class LazyLedger:
-    """A `PageAccount` for the jumping engine. `steps` is advanced by the engine, `decoding` is the scheduler's."""
+    """A `PageAccount` for the jumping engine. `steps` is advanced by the engine, `decoding` is the scheduler's.
 
-    def __init__(self, memory: PageModel, capacity: int, watermark: int) -> None:
+    The bound is tabulated by blocks of BLOCK tokens; after COUNT_EVERY blocks the pages are counted anew.
+    """
+
+    def __init__(self, memory: PageModel, capacity: int, watermark: int, prefixes: PrefixCache | None = None) -> None:
         self.memory = memory
         self.capacity = capacity
         self.watermark = watermark
+        self.prefixes = prefixes
         self.steps = 0
         self.decoding: dict[int, Resident] = {}
         self.reserved = 0
         self._counted = 0
         self._counted_at = 0
-        self._growth = [0]
+        self._growth = [memory.growth_bound(block * BLOCK) if block else 0 for block in range(COUNT_EVERY)]
         self._blocked: Resident | None = None
 
     def short(self) -> bool:
-        if self.steps - self._counted_at > COUNT_EVERY:
-            self._count()
-        if self._bound(0) + self.reserved <= self.capacity:
-            return False
+        blocks = self.steps - self._counted_at + BLOCK - 1 >> BLOCK_BITS
+        if blocks < COUNT_EVERY:
+            held = self._counted + self._growth[blocks] * len(self.decoding)
+            if held + self.reserved <= self.capacity:
+                return False
         self._count()
         return self._counted + self.reserved > self.capacity
 
@@ -64,6 +72,8 @@ class LazyLedger:
         if request is self._blocked:
             return False
         room = self.capacity - self.reserved - request.need
+        if self.prefixes is not None:
+            room -= self.prefixes.missing_pages(request.request_id)
         if self.decoding or self.reserved:
             room -= self.watermark
         if self._bound(0) <= room:
@@ -75,6 +85,10 @@ class LazyLedger:
         return False
 
     def admit(self, request: Resident) -> None:
+        if self.prefixes is not None:
+            request.hit_tokens, taken = self.prefixes.take(request.request_id, self.capacity - self.used())
+            request.computed = request.hit_tokens
+            self.reserved += taken
         request.reserved = request.need
         self.reserved += request.need
 
@@ -89,13 +103,16 @@ class LazyLedger:
     def recompute(self, request: Resident) -> None:
         """The request was preempted and restarted: what it needs now depends on the tokens it had generated."""
         request.need = admission_pages(self.memory, request)
-        request.first_held = self.memory.pages(request.prompt_tokens, request.prefill_target + 1)
+        shared = request.shared_tokens
+        request.first_held = self.memory.pages(request.prompt_tokens - shared, request.prefill_target - shared + 1)
 
     def release(self, request: Resident) -> None:
         self.reserved -= request.reserved
         self._counted -= request.held
         request.reserved = request.held = 0
         self._blocked = None
+        if self.prefixes is not None:
+            self.reserved -= self.prefixes.give_back(request.request_id)
 
     def used(self) -> int:
         """Pages of prompts in progress, and of every decoding request with its next token."""
@@ -119,15 +136,11 @@ class LazyLedger:
 
     def _bound(self, ahead: int) -> int:
         """At most so many pages are held by decoding requests for the step that follows `ahead` more."""
-        blocks = (self.steps - self._counted_at + ahead + BLOCK - 1) // BLOCK
-        growth = self._growth[blocks] if blocks < len(self._growth) else self._growth_bound(blocks)
-        return self._counted + growth * len(self.decoding)
-
-    def _growth_bound(self, blocks: int) -> int:
-        """`memory.growth_bound` of that many blocks of tokens, tabulated as far as asked."""
-        more = range(len(self._growth), blocks + 1)
-        self._growth.extend(self.memory.growth_bound(block * BLOCK) for block in more)
-        return self._growth[blocks]
+        blocks = self.steps - self._counted_at + ahead + BLOCK - 1 >> BLOCK_BITS
+        growth = self._growth
+        if blocks >= len(growth):
+            growth.extend(self.memory.growth_bound(block * BLOCK) for block in range(len(growth), blocks + 1))
+        return self._counted + growth[blocks] * len(self.decoding)
 
     def _count(self) -> None:
         if self._counted_at == self.steps:
@@ -146,7 +159,7 @@ class LazyLedger:
         shift = self.steps + steps + 1
         if len(residents) < VECTORISE_FROM:
             pages = self.memory.pages
-            return [pages(resident.prompt_tokens, resident.offset + shift) for resident in residents]
-        prompts = np.array([resident.prompt_tokens for resident in residents], dtype=np.int64)
-        contexts = np.array([resident.offset for resident in residents], dtype=np.int64) + shift
+            return [pages(r.prompt_tokens - r.shared_tokens, r.offset - r.shared_tokens + shift) for r in residents]
+        prompts = np.array([r.prompt_tokens - r.shared_tokens for r in residents], dtype=np.int64)
+        contexts = np.array([r.offset - r.shared_tokens for r in residents], dtype=np.int64) + shift
         return self.memory.pages_array(prompts, contexts).tolist()

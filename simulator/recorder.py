@@ -1,11 +1,9 @@
-"""What a run leaves behind, in flat integer arrays: memory grows with requests and jumps, never with tokens.
-
-A row is written by one `extend` of an interleaved array, which costs a fraction of one `append` a column.
-"""
+"""What a run leaves behind, in rows of integers: memory grows with requests and jumps, never with tokens."""
 
 from __future__ import annotations
 
 from array import array
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +13,38 @@ from leankv.simulator.resident import Resident
 Ints = npt.NDArray[np.int64]
 FINISHED, REJECTED, UNFINISHED = 0, 1, 2
 STATUS_NAMES = ("finished", "rejected", "unfinished")
+PACK_FROM = 1 << 15
 
 
 class Rows:
-    """Rows of integers under named columns."""
+    """Rows of integers under named columns. `add` takes a tuple, the cheapest thing that the event loop can make."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self.values = array("q")
-        self.add = self.values.extend
+        self._loose: list[tuple[int, ...]] = []
+        self._packed: list[Ints] = []
+        self.add = self._loose.append
 
     def __len__(self) -> int:
-        return len(self.values) // len(self.names)
+        return len(self._loose) + sum(map(len, self._packed))
+
+    def pack_if_many(self) -> None:
+        """Turn the tuples into 8 bytes a number, once there are enough of them to be worth it."""
+        if len(self._loose) >= PACK_FROM:
+            self._pack()
 
     def column(self, name: str) -> Ints:
-        """A copy, int64[rows]."""
-        rows = np.frombuffer(self.values, dtype=np.int64).reshape(-1, len(self.names))
-        return rows[:, self.names.index(name)].copy()
+        """int64[rows]."""
+        if self._loose or not self._packed:
+            self._pack()
+        index = self.names.index(name)
+        return np.concatenate([block[:, index] for block in self._packed])
+
+    def _pack(self) -> None:
+        width = len(self.names)
+        flat = np.fromiter(chain.from_iterable(self._loose), np.int64, width * len(self._loose))
+        self._packed.append(flat.reshape(-1, width))
+        self._loose.clear()
 
 
 class RequestRecords:
@@ -85,8 +98,14 @@ class ReplicaLog:
             "end_ps",
             "end_step",
             "preempted",
+            "shared_tokens",
+            "hit_tokens",
         )
         self.preemption_gaps_ps = array("q")
+
+    def pack_if_many(self) -> None:
+        self.segments.pack_if_many()
+        self.stays.pack_if_many()
 
     def stay(self, request: Resident, end_ps: int, end_step: int, preempted: bool) -> None:
         self.stays.add(
@@ -100,5 +119,7 @@ class ReplicaLog:
                 end_ps,
                 end_step,
                 preempted,
+                request.shared_tokens,
+                request.hit_tokens,
             )
         )

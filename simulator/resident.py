@@ -10,10 +10,19 @@ class Resident(Request):
 
     `steps` below counts the decode steps that its replica has made since the start of the run. The context after step
     number s is `s + offset`; the last token comes with step `finish_step`. The read curve's current line is
-    `read_value + read_slope * (s - read_step)` bytes for the step that follows step s; these five are set when decoding
-    starts. `need`: pages to reserve for the prompt; `first_held`: pages of the first decode step; `held`: pages at the
-    ledger's last count; `reserved`: pages reserved now. Times in ps, -1 while not reached.
+    `read_value + read_slope * (s - read_step)` bytes for the step that follows step s. These five are set when decoding
+    starts.
+
+    Pages: `need` to reserve for the prompt, `reserved` now; `first_held` at the first decode step, `held` at the
+    ledger's last count. They count what follows the first `shared_tokens`, whose blocks belong to the prefix cache;
+    `hit_tokens` of those were found computed. Times are in ps, -1 while not reached.
     """
+
+    offset: int
+    finish_step: int
+    read_value: int
+    read_slope: int
+    read_step: int
 
     __slots__ = (
         "admitted_ps",
@@ -23,6 +32,7 @@ class Resident(Request):
         "first_held",
         "first_token_ps",
         "held",
+        "hit_tokens",
         "last_token_ps",
         "need",
         "offset",
@@ -30,15 +40,25 @@ class Resident(Request):
         "read_step",
         "read_value",
         "reserved",
+        "shared_tokens",
         "stay_ps",
     )
 
     def __init__(
-        self, request_id: int, arrival_ps: int, prompt_tokens: int, output_tokens: int, need: int, first_held: int
+        self,
+        request_id: int,
+        arrival_ps: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        need: int,
+        first_held: int,
+        shared_tokens: int = 0,
     ) -> None:
-        super().__init__(request_id, arrival_ps, prompt_tokens, output_tokens)
+        Request.__init__(self, request_id, arrival_ps, prompt_tokens, output_tokens)
         self.need = need
         self.first_held = first_held
+        self.shared_tokens = shared_tokens
+        self.hit_tokens = 0
         self.held = self.reserved = 0
         self.admitted_ps = self.stay_ps = self.first_token_ps = self.last_token_ps = -1
         self.decode_ps = self.decode_step = -1

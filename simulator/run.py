@@ -20,13 +20,14 @@ from leankv.simulator.costs import StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.engine import JumpEngine
 from leankv.simulator.ledger import LazyLedger
+from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.routing import router_named
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
 from leankv.simulator.tables import request_table, segment_table
 from leankv.simulator.timeline import timeline
-from leankv.simulator.usage import usage_summary
+from leankv.simulator.usage import prefix_summary, usage_summary
 from leankv.simulator.workload import TraceWorkload
 from leankv.traces.trace import Trace
 
@@ -53,12 +54,16 @@ class Deployment:
     capacity: int
     limits: SchedulerLimits
 
-    def engine(self, on_finish: FinishHook) -> JumpEngine | StepwiseEngine:
+    def shares_prefixes(self) -> bool:
+        """Whether prefix caching was asked for and the policy's pages can be shared."""
+        return self.config.prefix_caching and self.config.policy.shares_prefix
+
+    def engine(self, on_finish: FinishHook, prefixes: PrefixCache | None) -> JumpEngine | StepwiseEngine:
         watermark = int(self.capacity * WATERMARK)
         if self.config.per_step:
-            counting = CountingLedger(self.memory, self.capacity, watermark)
+            counting = CountingLedger(self.memory, self.capacity, watermark, prefixes)
             return StepwiseEngine(self.limits, counting, self.costs, self.curves, on_finish)
-        ledger = LazyLedger(self.memory, self.capacity, watermark)
+        ledger = LazyLedger(self.memory, self.capacity, watermark, prefixes)
         return JumpEngine(self.limits, ledger, self.costs, self.curves, on_finish)
 
 
@@ -92,9 +97,14 @@ def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_pro
     """The event loop alone. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
     config = deployment.config
     records = RequestRecords()
-    replicas = [Replica(index, records, deployment.engine) for index in range(config.replicas)]
+    blocks = _shareable(deployment, trace)
+    replicas = [
+        Replica(index, records, lambda hook: deployment.engine(hook, _prefix_cache(deployment, trace, blocks)))
+        for index in range(config.replicas)
+    ]
     router = router_named(config.router, config.seed)
-    workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records)
+    shared = None if blocks is None or trace.prefix_hashes is None else blocks * trace.prefix_hashes.block_tokens
+    workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records, shared)
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -102,11 +112,6 @@ def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_pro
             run_open_loop(replicas, router, workload, progress)
         else:
             ClosedLoop(replicas, router, workload, config.max_concurrency, progress).run()
-    except OverflowError as error:
-        raise InputError(
-            f"{config.model.name} on {config.device.name}: a single step takes more than two minutes; "
-            "choose a faster --device, more --tp, or a lower --max-num-batched-tokens"
-        ) from error
     finally:
         if collecting:
             gc.enable()
@@ -114,15 +119,39 @@ def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_pro
     return Outcome(records, replicas)
 
 
+def _shareable(deployment: Deployment, trace: Trace) -> np.ndarray | None:
+    """Shareable blocks by request, or None where nothing is shared."""
+    if not deployment.shares_prefixes():
+        return None
+    if trace.prefix_hashes is None:
+        raise InputError(
+            f"{trace.name} has no prefix hashes, so nothing is known of shared prefixes; "
+            "drop --prefix-caching or use a trace with block hashes, such as Mooncake's"
+        )
+    return shareable_blocks(trace.prompt_tokens.astype(np.int64), trace.prefix_hashes)
+
+
+def _prefix_cache(deployment: Deployment, trace: Trace, counts: np.ndarray | None) -> PrefixCache | None:
+    if counts is None or trace.prefix_hashes is None:
+        return None
+    block = trace.prefix_hashes.block_tokens
+    return PrefixCache(trace.prefix_hashes, counts, deployment.memory.pages(block, block))
+
+
 def simulate(config: SimulationConfig, trace: Trace, progress: Progress = no_progress) -> Run:
     """Simulate a trace; `progress` is called with the share of requests that have arrived.
 
     Raises:
-        InputError: the model does not fit the device, or every request is rejected.
+        InputError: the model does not fit the device or is hopelessly slow on it, or every request is rejected.
     """
     deployment = deploy(config)
-    outcome = run_events(deployment, trace, progress)
-    return assemble(deployment, trace, outcome)
+    try:
+        return assemble(deployment, trace, run_events(deployment, trace, progress))
+    except OverflowError as error:
+        raise InputError(
+            f"{config.model.name} on {config.device.name}: a single step takes more than two minutes; "
+            "choose a faster --device, more --tp, or a lower --max-num-batched-tokens"
+        ) from error
 
 
 def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
@@ -133,15 +162,13 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     if not np.any(requests["status"].to_numpy() == "finished"):
         raise InputError(f"{trace.name}: every request was rejected, the first: {next(iter(records.reasons.values()))}")
     segments = segment_table(logs)
-    states = timeline(
-        logs,
-        _arrivals(requests, len(logs)),
-        trace.prompt_tokens.astype(np.int64),
-        deployment.memory,
-        deployment.capacity,
-    )
+    prefixes = trace.prefix_hashes if deployment.shares_prefixes() else None
+    prompts = trace.prompt_tokens.astype(np.int64)
+    arrivals = _arrivals(requests, len(logs))
+    states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
     summary = summarise(requests, segments, config.slo)
     summary |= usage_summary(deployment, trace, requests, segments, states)
+    summary |= prefix_summary(deployment, logs, int(prompts.sum()))
     return Run("simulated", _config_dict(config, trace), summary, requests, states, segments)
 
 

@@ -12,6 +12,7 @@ from leankv.simulator.clock import TICK_BITS
 from leankv.simulator.costs import StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.ledger import PageModel, admission_pages
+from leankv.simulator.prefixes import PrefixCache
 from leankv.simulator.recorder import ReplicaLog
 from leankv.simulator.resident import Resident
 
@@ -19,28 +20,36 @@ from leankv.simulator.resident import Resident
 class CountingLedger:
     """A `PageAccount` that adds up every request's pages at every question."""
 
-    def __init__(self, memory: PageModel, capacity: int, watermark: int) -> None:
+    def __init__(self, memory: PageModel, capacity: int, watermark: int, prefixes: PrefixCache | None = None) -> None:
         self.memory = memory
         self.capacity = capacity
         self.watermark = watermark
+        self.prefixes = prefixes
         self.decoding: dict[int, Resident] = {}
         self.contexts: dict[int, int] = {}
         self.reserved = 0
 
     def used(self) -> int:
         """Pages of prompts in progress, and of every decoding request with its next token."""
-        pages = self.memory.pages
-        held = (pages(r.prompt_tokens, self.contexts[r.request_id] + 1) for r in self.decoding.values())
-        return self.reserved + sum(held)
+        return self.reserved + sum(self._held(request) for request in self.decoding.values())
+
+    def _held(self, request: Resident) -> int:
+        shared = request.shared_tokens
+        return self.memory.pages(request.prompt_tokens - shared, self.contexts[request.request_id] - shared + 1)
 
     def short(self) -> bool:
         return self.used() > self.capacity
 
     def admits(self, request: Resident) -> bool:
         watermark = self.watermark if self.decoding or self.reserved else 0
-        return self.used() + admission_pages(self.memory, request) + watermark <= self.capacity
+        blocks = self.prefixes.missing_pages(request.request_id) if self.prefixes else 0
+        return self.used() + admission_pages(self.memory, request) + blocks + watermark <= self.capacity
 
     def admit(self, request: Resident) -> None:
+        if self.prefixes:
+            request.hit_tokens, taken = self.prefixes.take(request.request_id, self.capacity - self.used())
+            request.computed = request.hit_tokens
+            self.reserved += taken
         request.need = request.reserved = admission_pages(self.memory, request)
         self.reserved += request.reserved
 
@@ -56,6 +65,8 @@ class CountingLedger:
         self.reserved -= request.reserved
         request.reserved = 0
         self.contexts.pop(request.request_id, None)
+        if self.prefixes:
+            self.reserved -= self.prefixes.give_back(request.request_id)
 
 
 class StepwiseEngine:
@@ -115,8 +126,7 @@ class StepwiseEngine:
         for request in batch:
             context = self.ledger.contexts[request.request_id] + 1
             read += self.curves.segment_at(request.prompt_tokens, context).at(context)
-        ticks = self.costs.tokens_and_logits(tokens, rows) + self.costs.decode_work(len(batch))
-        ticks += self.costs.attention(len(batch), read)
+        ticks = self.costs.tokens_and_logits(tokens, rows) + self.costs.decode_beside_prompts(len(batch), read)
         return ticks + sum(self.costs.prefill(chunk.tokens, chunk.context, chunk.last) for chunk in chunks)
 
     def _record(self, now: int, ticks: int, sequences: int, prompt_tokens: int) -> None:

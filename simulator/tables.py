@@ -58,18 +58,23 @@ def segment_table(logs: list[ReplicaLog]) -> pa.Table:
     """The table `segments` of `leankv.serving.runs`."""
     import pyarrow as pa
 
+    tables = [_one_replica(index, log) for index, log in enumerate(logs)]
+    return pa.table({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
+
+
+def _one_replica(index: int, log: ReplicaLog) -> dict[str, np.ndarray]:
     tick_ps = 2.0**-TICK_BITS
-    columns = {
-        "replica": [np.full(len(log.segments), index, dtype=np.int32) for index, log in enumerate(logs)],
-        "start_ps": [log.segments.column("start_ps") for log in logs],
-        "steps": [log.segments.column("steps") for log in logs],
-        "first_gap_ps": [log.segments.column("first_gap") * tick_ps for log in logs],
-        "slope_ps": [log.segments.column("slope") * tick_ps for log in logs],
-        "sequences": [log.segments.column("sequences") for log in logs],
-        "prompt_tokens": [log.segments.column("prompt_tokens") for log in logs],
-        "waiting": [log.segments.column("waiting") for log in logs],
+    column = log.segments.column
+    return {
+        "replica": np.full(len(log.segments), index, dtype=np.int32),
+        "start_ps": column("start_ps"),
+        "steps": column("steps"),
+        "first_gap_ps": column("first_gap") * tick_ps,
+        "slope_ps": column("slope") * tick_ps,
+        "sequences": column("sequences"),
+        "prompt_tokens": column("prompt_tokens"),
+        "waiting": column("waiting"),
     }
-    return pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def _elapsed_ms(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from leankv.simulator.clock import PS_PER_S, TICK_BITS
 from leankv.simulator.recorder import ReplicaLog
+from leankv.simulator.shared_pages import shared_pages
+from leankv.traces.trace import PrefixBlocks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,6 +26,8 @@ class TierPages(Protocol):
 
     def tier_pages_array(self, prompts: Ints, contexts: Ints) -> Ints: ...
 
+    def pages(self, prompt: int, context: int) -> int: ...
+
 
 def timeline(
     logs: list[ReplicaLog],
@@ -30,6 +35,7 @@ def timeline(
     prompts: Ints,
     memory: TierPages,
     capacity: int,
+    prefixes: PrefixBlocks | None = None,
     samples: int = SAMPLES,
 ) -> pa.Table:
     """A row per instant and replica, at `samples` equal distances over the run.
@@ -40,13 +46,14 @@ def timeline(
         prompts: prompt tokens by request id.
         memory: for the pages by tier; tier 2 and more are added to tier 1.
         capacity: pages of one replica's pool.
+        prefixes: the blocks that requests shared, if they did; their pages count in tier 0.
     """
     import pyarrow as pa
 
     end = max(int(log.stays.column("end_ps")[-1]) if len(log.stays) else 0 for log in logs)
     times = np.linspace(0, end, samples).astype(np.int64)
     tables = [
-        _one_replica(index, log, arrived, prompts, memory, capacity, times)
+        _one_replica(index, log, arrived, prompts, memory, capacity, prefixes, times)
         for index, (log, arrived) in enumerate(zip(logs, arrivals, strict=True))
     ]
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
@@ -54,7 +61,14 @@ def timeline(
 
 
 def _one_replica(
-    index: int, log: ReplicaLog, arrived: Ints, prompts: Ints, memory: TierPages, capacity: int, times: Ints
+    index: int,
+    log: ReplicaLog,
+    arrived: Ints,
+    prompts: Ints,
+    memory: TierPages,
+    capacity: int,
+    prefixes: PrefixBlocks | None,
+    times: Ints,
 ) -> dict[str, np.ndarray]:
     admitted, ended = log.stays.column("admitted_ps"), log.stays.column("end_ps")
     preempted = np.sort(ended[log.stays.column("preempted") > 0])
@@ -62,6 +76,9 @@ def _one_replica(
     endings = np.searchsorted(np.sort(ended), times, side="right")
     preemptions = np.searchsorted(preempted, times, side="right")
     staged, tiers = _pages(log, prompts, memory, times)
+    if prefixes is not None:
+        block_pages = memory.pages(prefixes.block_tokens, prefixes.block_tokens)
+        tiers[:, 0] += shared_pages(log, prefixes, block_pages, times)
     return {
         "time_s": times / PS_PER_S,
         "replica": np.full(len(times), index, dtype=np.int32),
@@ -122,14 +139,15 @@ def _pages(log: ReplicaLog, prompts: Ints, memory: TierPages, times: Ints) -> tu
     low = np.searchsorted(times, decoded[decodes])
     high = np.searchsorted(times, ended[decodes])
     steps = _steps_done(log, times) if len(log.segments) else np.zeros(len(times), dtype=np.int64)
-    stay_prompts = prompts[log.stays.column("request")[decodes]]
-    offsets = log.stays.column("decode_context")[decodes] - log.stays.column("decode_step")[decodes] + 1
+    shared = log.stays.column("shared_tokens")[decodes]
+    own_prompts = prompts[log.stays.column("request")[decodes]] - shared
+    offsets = log.stays.column("decode_context")[decodes] - log.stays.column("decode_step")[decodes] + 1 - shared
     total: Ints = np.zeros((len(times), 2), dtype=np.int64)
     for rows in _batches(high - low):
         samples = _ranges(low[rows], high[rows])
         counts = high[rows] - low[rows]
         contexts = steps[samples] + np.repeat(offsets[rows], counts)
-        tiers = memory.tier_pages_array(np.repeat(stay_prompts[rows], counts), contexts)
+        tiers = memory.tier_pages_array(np.repeat(own_prompts[rows], counts), contexts)
         for tier in range(tiers.shape[1]):
             total[:, min(tier, 1)] += np.bincount(samples, tiers[:, tier], len(times)).astype(np.int64)
     return staged, total
@@ -149,7 +167,7 @@ def _batches(counts: Ints) -> list[slice]:
         return []
     group = np.cumsum(counts) // PAIRS_AT_ONCE
     cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(counts)]
-    return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _ranges(low: Ints, high: Ints) -> Ints:

@@ -11,6 +11,7 @@ from leankv.traces.trace import Trace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.simulator.recorder import ReplicaLog
     from leankv.simulator.run import Deployment
 
 WAITING_MATTERS = 0.05
@@ -47,6 +48,16 @@ def usage_summary(
         "rejections": _rejections(requests),
         "window": "all requests from the first arrival to the last token; no warm-up and no tail is cut off",
     }
+
+
+def prefix_summary(deployment: Deployment, logs: list[ReplicaLog], prompt_tokens: int) -> dict[str, Any]:
+    """Whether prefixes were shared, and the share of all prompt tokens that was found computed."""
+    if not deployment.config.prefix_caching:
+        return {"prefix_caching": "off"}
+    if not deployment.shares_prefixes():
+        return {"prefix_caching": "not possible with this policy"}
+    hits = sum(int(log.stays.column("hit_tokens").sum()) for log in logs)
+    return {"prefix_caching": "on", "prefix_hit_rate": hits / prompt_tokens}
 
 
 def _rejections(requests: pa.Table) -> list[tuple[int, str]]:

@@ -22,20 +22,30 @@ class PageArrays(Protocol):
 class TraceWorkload:
     """Makes each request when it arrives, so that memory holds only those in flight.
 
+    `shared_tokens` (int64[n]) of each prompt are in blocks of the prefix cache, not in the request's own pages.
     A request is rejected when prompt and output exceed the model's context, or when it alone needs more pages than the
     pool has.
     """
 
     def __init__(
-        self, trace: Trace, max_context: int, memory: PageArrays, capacity: int, records: RequestRecords
+        self,
+        trace: Trace,
+        max_context: int,
+        memory: PageArrays,
+        capacity: int,
+        records: RequestRecords,
+        shared_tokens: np.ndarray | None = None,
     ) -> None:
         prompts, outputs = trace.prompt_tokens.astype(np.int64), trace.output_tokens.astype(np.int64)
-        needs, first_held = memory.prefill_pages_array(prompts), memory.pages_array(prompts, prompts + 1)
-        largest = np.maximum(needs, memory.pages_array(prompts, prompts + outputs))
+        shared = np.zeros_like(prompts) if shared_tokens is None else shared_tokens
+        own = prompts - shared
+        needs, first_held = memory.prefill_pages_array(own), memory.pages_array(own, own + 1)
+        largest = np.maximum(memory.prefill_pages_array(prompts), memory.pages_array(prompts, prompts + outputs))
         self._refused = set(np.flatnonzero((largest > capacity) | (prompts + outputs > max_context)).tolist())
         self._largest = largest
         self.arrivals_ps: list[int] = trace.arrival_ps.tolist()
-        self._rows = list(zip(prompts.tolist(), outputs.tolist(), needs.tolist(), first_held.tolist(), strict=True))
+        columns = (prompts, outputs, needs, first_held, shared)
+        self._rows = list(zip(*(column.tolist() for column in columns), strict=True))
         self._max_context = max_context
         self._capacity = capacity
         self._records = records
@@ -47,7 +57,7 @@ class TraceWorkload:
         return Resident(row, arrival_ps, *self._rows[row])
 
     def _reason(self, row: int) -> str:
-        prompt, output, _, _ = self._rows[row]
+        prompt, output, *_ = self._rows[row]
         if prompt + output > self._max_context:
             return f"{prompt} + {output} tokens exceed the model's context of {self._max_context}"
         return f"needs {self._largest[row]} KV pages, the pool has {self._capacity}"

@@ -26,5 +26,5 @@ def kivi(bits: int = 2, group: int = 32, residual: int = 128) -> Policy:
         budget=Residual(residual, group),
         trigger=Trigger("every-n", group),
         tiers=(Tier("recent", FP16), Tier("quantized", replace(KIVI2 if bits == 2 else KIVI4, group_tokens=group))),
-        shares_prefix=True,
+        shares_prefix=False,
     )

@@ -1,4 +1,4 @@
-"""A deployment of round numbers that hypothesis can bend: memory, reads and costs with corners where real ones have few."""
+"""A deployment of small numbers for hypothesis to bend: memory, reads and costs with more corners than real ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from leankv.serving.scheduler import SchedulerLimits
-from leankv.simulator.costs import UNBOUNDED, AttentionPiece
+from leankv.simulator.costs import UNBOUNDED, DecodeLine
 from leankv.simulator.curves import ReadCurves
 
 
 @dataclass(frozen=True)
 class SmallMemory:
-    """Pages of `per_page` tokens; beyond `knee` tokens a request holds only every `thin`-th. Prompts are staged whole."""
+    """Pages of `per_page` tokens; beyond `knee` tokens a request holds every `thin`-th. Prompts can be staged whole."""
 
     per_page: int
     knee: int
@@ -61,22 +61,19 @@ class SmallCosts:
     def tokens_and_logits(self, tokens: int, sequences: int) -> int:
         return self.fixed + self.per_token * tokens + sequences
 
-    def decode(self, sequences: int) -> int:
-        return self.tokens_and_logits(sequences, sequences) + self.decode_work(sequences)
-
-    def decode_work(self, sequences: int) -> int:
-        return 3 * sequences
-
-    def attention_piece(self, sequences: int, read: int) -> AttentionPiece:
+    def decode_line(self, sequences: int, read: int) -> DecodeLine:
+        linear = self.tokens_and_logits(sequences, sequences)
+        fixed = linear + 14 * sequences
         if read < self.bend:
-            return AttentionPiece(0, self.bend, 11 * sequences, self.per_byte)
-        return AttentionPiece(self.bend, UNBOUNDED, 11 * sequences + self.bend * self.per_byte, 2 * self.per_byte + 1)
+            return DecodeLine(fixed, self.per_byte, 0, self.bend, linear)
+        steeper = 2 * self.per_byte + 1
+        return DecodeLine(fixed + self.bend * (self.per_byte - steeper), steeper, self.bend, UNBOUNDED, linear)
 
-    def attention(self, sequences: int, read: int) -> int:
+    def decode_beside_prompts(self, sequences: int, read: int) -> int:
         if sequences == 0:
             return 0
-        piece = self.attention_piece(sequences, read)
-        return piece.base + piece.slope * (read - piece.start)
+        line = self.decode_line(sequences, read)
+        return line.constant - line.linear + line.slope * read
 
     def prefill(self, chunk: int, context: int, last: bool) -> int:
         return chunk * (context + chunk // 2 + 1) + (50 if last else 0)

@@ -62,9 +62,15 @@ class SimulationConfig:
 
     def kv_bytes(self) -> int:
         """Bytes of one GPU's KV pool. Raises InputError where weights leave no room."""
-        if self.kv_memory_bytes is not None:
-            return self.kv_memory_bytes
         weights = self.model.weight_bytes / self.tp
+        if self.kv_memory_bytes is not None:
+            if weights + self.kv_memory_bytes > self.device.memory_bytes:
+                raise InputError(
+                    f"{self.model.name} does not fit: {weights / 2**30:.1f} GiB of weights per GPU with tp={self.tp}, "
+                    f"{self.kv_memory_bytes / 2**30:.1f} GiB of KV pool, {self.device.memory_bytes / 2**30:.1f} GiB "
+                    f"on {self.device.name}; lower --kv-memory-gib, raise --tp or choose a larger --device"
+                )
+            return self.kv_memory_bytes
         budget = self.device.memory_bytes * self.memory_utilization
         left = int(budget - weights - self._activation_bytes())
         if left <= 0:

@@ -21,8 +21,8 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """Where and how the trace is served."""
+class Serving:
+    """How the trace is served, whatever the memory and the GPUs of a replica."""
 
     model: str = "llama-3.1-8b"
     """A preset (`llama-3.1-8b`, `qwen3-32b`, ...), or the path of a Hugging Face config.json."""
@@ -30,14 +30,10 @@ class Deployment:
     """A GPU preset (a100-40gb, a100-80gb, h100, h200, b200, l40, l40s, a6000, rtx-4090, mi300x) or cpu."""
     policy: Policies = ()
     """A KV-cache policy, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, fp8, kivi, leankv."""
-    tp: int = 1
-    """GPUs that hold one replica (tensor parallel)."""
     replicas: int = 1
     """Replicas behind the router."""
     router: str = "round-robin"
     """round-robin, random, least-outstanding-tokens or least-kv-use."""
-    kv_memory_gib: Gib = None
-    """KV pool of one GPU in GiB; default: what 90 %% of its memory leaves beside weights and activations."""
     max_num_seqs: int = 256
     """Requests that run at once in a replica, at most."""
     max_num_batched_tokens: int = 2048
@@ -52,6 +48,16 @@ class Deployment:
     """Source of step times: the device's figures, or measured tables (pip install 'leankv[silicon]')."""
     slo: Slo = ("ttft:1000", "tpot:50")
     """Service levels in ms, as in --slo ttft:500 tpot:50; goodput counts requests that meet all."""
+
+
+@dataclass(frozen=True)
+class Deployment(Serving):
+    """Where and how the trace is served."""
+
+    tp: int = 1
+    """GPUs that hold one replica (tensor parallel)."""
+    kv_memory_gib: Gib = None
+    """KV pool of one GPU in GiB; default: what 90 percent of its memory leave beside weights and activations."""
 
     def configs(self, seed: int) -> list[SimulationConfig]:
         """One configuration a policy.

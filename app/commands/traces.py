@@ -36,8 +36,8 @@ azure-conv-2023-like, or by a synthetic workload such as gamma:rate=5,cv=2,n=100
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which trace, and what is done to it before anything else."""
+class Requests:
+    """Which trace, and which of its requests."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TRACE", help_behavior_hint="")] = None
     """Path, public name, embedded name or synthetic workload (the same as --trace)."""
@@ -45,8 +45,6 @@ class Chosen:
     """Path, public name, embedded name or synthetic workload; default azure-conv-2023-like."""
     columns: Text = None
     """For other files: arrival=NAME[:UNIT],prompt=NAME,output=NAME (units s, ms, us, ns, ps; or ISO dates)."""
-    rate_scale: float = 1.0
-    """Arrivals this many times as fast."""
     limit: Count = None
     """Only the first so many requests."""
     repeat: Count = None
@@ -65,6 +63,14 @@ class Chosen:
     """Arrival process for length files, which have none: e.g. poisson:rate=5 or gamma:rate=5,cv=2."""
     seed: int = 0
     """Seed of everything drawn."""
+
+
+@dataclass(frozen=True)
+class Chosen(Requests):
+    """Which trace, and what is done to it before anything else."""
+
+    rate_scale: float = 1.0
+    """Arrivals this many times as fast."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,13 @@ def opened(chosen: Chosen) -> Trace:
     Raises:
         InputError: both or wrong names, unreadable files, flags out of range.
     """
+    from leankv.traces.transforms import rate_scale
+
+    return rate_scale(chosen_requests(chosen), chosen.rate_scale)
+
+
+def chosen_requests(chosen: Requests) -> Trace:
+    """The requests that the flags name, at the trace's own rate. Raises InputError as `opened` does."""
     from leankv.serving.errors import InputError
     from leankv.traces import transforms
     from leankv.traces.generic import parse_columns
@@ -192,8 +205,7 @@ def opened(chosen: Chosen) -> Trace:
         trace = transforms.repeat(trace, chosen.repeat)
     if chosen.limit is not None:
         trace = transforms.limit(trace, chosen.limit)
-    trace = transforms.cap_lengths(trace, chosen.max_prompt, chosen.max_output)
-    return transforms.rate_scale(trace, chosen.rate_scale)
+    return transforms.cap_lengths(trace, chosen.max_prompt, chosen.max_output)
 
 
 def _window(text: str) -> tuple[float, float]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import torch
 
 from leankv.kernels import pages as pg
 from leankv.kernels import pages_triton
+
+sys.path.insert(0, str(Path(__file__).parent))
+from read_back import NoReadBack
 
 
 def _same(one: pg.PageTables, other: pg.PageTables) -> None:
@@ -26,11 +31,15 @@ def main() -> None:
             capacity = [draw.choice([(4, 7), (3, 0), (2, 5)]) for _ in rows]
             tokens = [[draw.randint(0, 9) if per else 0 for per in pair] for pair in capacity]
             asked = [torch.tensor(each, dtype=torch.int32) for each in (rows, tokens, capacity)]
-            for tables, path in ((kernel, "triton"), (reference, "reference")):
-                pg.resize(tables, *asked, path=path)  # type: ignore[arg-type]
+            pg.resize(reference, *asked, path="reference")
+            with NoReadBack():
+                pg.resize(kernel, *asked, path="triton")
             _same(kernel, reference)
             pg.check_integrity(kernel)
             met += int(pg.met(kernel))
+        with NoReadBack():
+            pg.free(kernel, torch.arange(12, dtype=torch.int32), path="triton")
+        assert int(kernel.state[pg.FREE]) == pages
     assert 5 < met < 27, "both outcomes must occur"
 
 

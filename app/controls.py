@@ -52,8 +52,8 @@ def scenario_controls() -> Scenario:
     return Scenario(policies=policies, **traffic, **deployment, **levels, **engine)
 
 
-def traffic_controls() -> dict[str, Any]:
-    """The widgets that choose and shape the trace."""
+def traffic_controls(limited: bool = True) -> dict[str, Any]:
+    """The widgets that choose and shape the trace; where it is not `limited`, all of it."""
     st.subheader("Traffic")
     trace = st.selectbox(
         "Trace",
@@ -75,9 +75,11 @@ def traffic_controls() -> dict[str, Any]:
     rate = left.number_input(
         "Rate scale", 0.01, 1000.0, DEFAULT.rate_scale, 0.25, key="rate", help=HELP["rate"], bind="query-params"
     )
-    limit = right.number_input(
-        "Requests", 0, 10_000_000, DEFAULT.limit, 500, key="limit", help=HELP["limit"], bind="query-params"
-    )
+    limit = 0
+    if limited:
+        limit = right.number_input(
+            "Requests", 0, 10_000_000, DEFAULT.limit, 500, key="limit", help=HELP["limit"], bind="query-params"
+        )
     return {"trace": trace or DEFAULT.trace, "rate_scale": float(rate), "limit": int(limit)}
 
 

@@ -115,19 +115,23 @@ class Jobs:
                 "INSERT INTO jobs (id, kind, params, key, state, created_s, heartbeat_s) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-        folder = self.folder(identity)
-        folder.mkdir(parents=True)
+        self.folder(identity).mkdir(parents=True)
+        pid = self.start([sys.executable, "-P", "-m", "leankv.app.jobs", identity], self.folder(identity))
+        self._write(identity, "state IN ('queued', 'running')", pid=pid)
+        return self.get(identity)
+
+    def start(self, command: list[str], folder: Path) -> int:
+        """Start a job's process, its output in the folder's `log.txt`; returns its pid."""
         with open(folder / "log.txt", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "leankv.app.jobs", identity],
+                command,
                 env={**os.environ, "LEANKV_HOME": str(self.root)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._write(identity, "state IN ('queued', 'running')", pid=process.pid)
-        return self.get(identity)
+        return process.pid
 
     def folder(self, identity: str) -> Path:
         """Where the job's results and its log lie."""

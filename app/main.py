@@ -3,6 +3,7 @@
 import streamlit as st
 
 from leankv.app.pages import compare, run, traces
+from leankv.app.views import STYLE
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 <rect width="32" height="32" rx="7" fill="#0072B2"/>
@@ -17,4 +18,5 @@ PAGES = [
     st.Page(traces.page, title="Traces", icon=":material/show_chart:", url_path="traces"),
 ]
 
+st.html(STYLE)
 st.navigation(PAGES).run()

@@ -138,6 +138,25 @@ def warnings(summaries: Mapping[str, Summary]) -> list[str]:
     return said
 
 
+STEP_TIMES = {
+    "roofline": "projected from the spec sheets of GPU and model",
+    "silicon": "from kernels measured on the GPU",
+    "profile": "measured by this project's engine on this GPU and model",
+}
+
+
+def sources(summaries: Mapping[str, Summary]) -> str:
+    """Where the figures come from, in one line (Markdown)."""
+    names = {summary["step_time_source"] for summary in summaries.values()}
+    times = "; ".join(f"{name}, {STEP_TIMES[name]}" if name in STEP_TIMES else name for name in sorted(names))
+    kept: dict[str, list[str]] = {}
+    for policy, summary in summaries.items():
+        kept.setdefault(summary["retention_source"], []).append(policy)
+    shares = "; ".join(f"{source} ({', '.join(policies)})" for source, policies in kept.items())
+    quality = "Answer quality is not compared here."
+    return f"**Step times**: {times}. **Tokens kept**: {shares}. {quality}"
+
+
 def flip_sentence(sweep: pa.Table) -> str:
     """At which rate the order of the policies flips, and where each gives way (Markdown)."""
     order = leaders(sweep)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ class Scenario:
         )
 
     def to_params(self) -> dict[str, Any]:
-        """As JSON values; a trace file comes with its size and time of change, so that a new file is a new question."""
-        return {**asdict(self), "policies": list(self.policies), "trace_version": trace_version(self.trace)}
+        """As JSON values, with what else the answer follows from: the state of the trace file, and the code."""
+        versions = {"trace_version": trace_version(self.trace), "code_version": code_version()}
+        return {**asdict(self), "policies": list(self.policies), **versions}
 
     @staticmethod
     def from_params(params: Mapping[str, Any]) -> Scenario:
@@ -77,11 +79,19 @@ class Scenario:
 
 def trace_version(spec: str) -> str:
     """What changes when the file behind a trace changes; empty for a named trace."""
-    path = Path(spec)
+    path = Path(spec).expanduser()
     if not path.exists():
         return ""
     found = path.stat()
     return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+@cache
+def code_version() -> str:
+    """The commit, or the package's version, as this process found it."""
+    from leankv.serving.runs import commit
+
+    return commit()
 
 
 def traffic(opened: Trace, rate_scale: float, limit: int) -> Trace:

@@ -81,13 +81,13 @@ def _row(policy: str, summary: Summary) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Card:
-    """One headline figure; `delta` against the baseline in words, `better` whether less is better ("less") or more."""
+    """One headline figure; `delta`: its change in words, `better`: whether "more" or "less" of it is, or "none"."""
 
     label: str
     value: str
-    delta: str | None
-    better: str
     help: str
+    delta: str | None = None
+    better: str = "none"
 
 
 def cards(summaries: Mapping[str, Summary], baseline: str = "fp16") -> list[Card]:
@@ -96,35 +96,18 @@ def cards(summaries: Mapping[str, Summary], baseline: str = "fp16") -> list[Card
     ours = summaries[best]
     theirs = summaries[baseline] if baseline in summaries and baseline != best else None
 
-    def card(label: str, key: str, shown: str, better: str, told: str) -> Card:
-        return Card(label, shown, _change(ours[key], theirs[key], baseline) if theirs else None, better, told)
+    def card(label: str, key: str, value: str, better: str, told: str) -> Card:
+        return Card(label, value, told, _change(ours[key], theirs[key], baseline) if theirs else None, better)
 
-    goodput, ttft, tpot = ours["request_goodput"], ours["p99_ttft_ms"], ours["p99_tpot_ms"]
+    goodput, ttft, tpot = f"{number(ours['request_goodput'])}/s", _time(ours["p99_ttft_ms"]), _time(ours["p99_tpot_ms"])
+    memory, cost = f"{number(ours['peak_kv_gib'])} GiB", f"${ours['usd_per_million_output_tokens']:.3f}"
     return [
-        Card(
-            "Best policy",
-            best,
-            f"{attainment(ours):.0%} in time",
-            "none",
-            "Most requests within the SLO; ties by latency.",
-        ),
-        card("Goodput", "request_goodput", f"{number(goodput)}/s", "more", HELP["Goodput (req/s)"]),
-        card("TTFT p99", "p99_ttft_ms", _time(ttft), "less", "99 of 100 requests get their first token within this."),
-        card("TPOT p99", "p99_tpot_ms", _time(tpot), "less", "99 of 100 requests get their tokens at least this fast."),
-        card(
-            "Peak KV memory",
-            "peak_kv_gib",
-            f"{number(ours['peak_kv_gib'])} GiB",
-            "less",
-            "On each GPU, at the busiest.",
-        ),
-        card(
-            "Cost per M tokens",
-            "usd_per_million_output_tokens",
-            f"${ours['usd_per_million_output_tokens']:.3f}",
-            "less",
-            HELP["$ per M output tokens"],
-        ),
+        Card("Best policy", best, "Most requests in time; ties go by latency.", f"{attainment(ours):.0%} in time"),
+        card("Goodput", "request_goodput", goodput, "more", HELP["Goodput (req/s)"]),
+        card("TTFT p99", "p99_ttft_ms", ttft, "less", "99 of 100 requests get their first token within this."),
+        card("TPOT p99", "p99_tpot_ms", tpot, "less", "99 of 100 requests get their tokens at least this fast."),
+        card("Peak KV memory", "peak_kv_gib", memory, "less", "On each GPU, at the busiest."),
+        card("Cost per M tokens", "usd_per_million_output_tokens", cost, "less", HELP["$ per M output tokens"]),
     ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
@@ -12,13 +12,35 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from leankv.app.figures.style import Chart
+    from leankv.app.scoreboard import Card
 
+STYLE = """<style>
+.st-key-verdict [data-testid=stMarkdown]:first-child p {font-size: 1.2rem}
+.st-key-cards {display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.75rem}
+</style>"""
+DELTA_COLOUR: dict[str, Literal["normal", "inverse", "off"]] = {"more": "normal", "less": "inverse", "none": "off"}
 MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 
 
 def is_dark() -> bool:
     """Whether the reader sees the dark theme."""
     return st.context.theme.type == "dark"
+
+
+def draw_cards(cards: Sequence[Card]) -> None:
+    """Headline figures in a row that wraps on a narrow page."""
+    with st.container(key="cards"):
+        for card in cards:
+            st.metric(
+                card.label,
+                card.value,
+                card.delta,
+                delta_color=DELTA_COLOUR[card.better],
+                delta_arrow="off" if card.better == "none" else "auto",
+                help=card.help,
+                border=True,
+                height="stretch",
+            )
 
 
 def show(chart: Chart, name: str) -> None:

@@ -36,7 +36,7 @@ def run_timeline(timeline: pa.Table, dark: bool = False, height: int = 720) -> C
     draw.line(1, "running", "running", "blue", filled=True)
     draw.line(1, "waiting", "waiting", "vermillion")
     draw.line(2, "kv_pages_used", "KV pages used", "green", filled=True)
-    draw.line(2, "kv_pages_staging", "of them staging", "orange")
+    draw.line(2, "kv_pages_staging", "of them prompts in progress", "orange")
     draw.line(2, "kv_pages_capacity", "capacity", None, dash="dash")
     draw.line(3, "batch_tokens", "tokens a step", "purple")
     draw.line(4, "preemptions", "preemptions", "vermillion", filled=True)

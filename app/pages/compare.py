@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -17,15 +17,12 @@ from leankv.app.scenario import Scenario
 from leankv.app.sweeppanel import finished_sweep, sweep_job, sweep_panel
 from leankv.app.tasks import offered_rps
 from leankv.app.usage import usage_of
-from leankv.app.views import download_csv, is_dark, show, show_all
+from leankv.app.views import download_csv, draw_cards, is_dark, show, show_all
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
     from leankv.serving.runs import Run
     from leankv.traces.trace import Trace
-
-VERDICT_STYLE = "<style>.st-key-verdict [data-testid=stMarkdown]:first-child p {font-size: 1.2rem}</style>"
-DELTA_COLOUR: dict[str, Literal["normal", "inverse", "off"]] = {"more": "normal", "less": "inverse", "none": "off"}
 
 
 def page() -> None:
@@ -54,7 +51,7 @@ def page() -> None:
     st.header("Load", anchor=False, help="The knee, ringed, is the highest rate with 90 % of requests in time.")
     sweep_panel(replace(scenario, policies=tuple(runs)), job, rate)
     _memory(runs)
-    _sources(scenario, runs, trace)
+    _sources(scenario, trace)
 
 
 def _subtitle(scenario: Scenario, trace: Trace, rate: float) -> str:
@@ -73,25 +70,13 @@ def _merged(errors: Mapping[str, str]) -> list[str]:
 
 
 def _headline(summaries: Mapping[str, narrative.Summary], sweep: object) -> None:
-    st.html(VERDICT_STYLE)
     with st.container(border=True, key="verdict"):
         st.markdown(narrative.verdict(summaries))
         if sweep is not None:
             st.markdown(narrative.flip_sentence(sweep))
     for line in narrative.warnings(summaries):
         st.warning(line, icon=":material/warning:")
-    found = scoreboard.cards(summaries)
-    for column, card in zip(st.columns(len(found)), found, strict=True):
-        column.metric(
-            card.label,
-            card.value,
-            card.delta,
-            delta_color=DELTA_COLOUR[card.better],
-            delta_arrow="off" if card.better == "none" else "auto",
-            help=card.help,
-            border=True,
-            height="stretch",
-        )
+    draw_cards(scoreboard.cards(summaries))
 
 
 def _table(runs: Mapping[str, Run]) -> None:
@@ -103,7 +88,10 @@ def _table(runs: Mapping[str, Run]) -> None:
     for name, form in scoreboard.FORMATS.items():
         settings[name] = st.column_config.NumberColumn(format=form, help=scoreboard.HELP.get(name))
     st.dataframe(table, hide_index=True, width="stretch", column_config=settings, key="scoreboard")
-    download_csv(table, "comparison")
+    left, right = st.columns([1, 7], vertical_alignment="center")
+    with left:
+        download_csv(table, "comparison")
+    right.caption(narrative.sources({policy: run.summary for policy, run in runs.items()}))
 
 
 def _latency(scenario: Scenario, runs: Mapping[str, Run]) -> None:
@@ -124,21 +112,13 @@ def _memory(runs: Mapping[str, Run]) -> None:
     show_all({policy: kv_memory(policy, usage, top, is_dark()) for policy, usage in usages.items()}, "kv-memory", 2)
 
 
-def _sources(scenario: Scenario, runs: Mapping[str, Run], trace: Trace) -> None:
-    with st.expander("Where these figures come from", icon=":material/fact_check:", expanded=False):
-        summary = next(iter(runs.values())).summary
-        st.markdown(
-            f"- **Step times**: {summary['step_time_source']}\n"
-            f"- **Tokens kept**: {_retention(runs)}\n"
-            f"- **Window**: {summary['window']}\n"
-            f"- **Trace**: {trace.name}"
-        )
-        for warning in trace.warnings:
-            st.markdown(f"- {warning}")
-        st.caption(
-            "Answer quality is not part of this comparison: a policy that drops or coarsens more may answer worse."
-        )
+def _sources(scenario: Scenario, trace: Trace) -> None:
+    from leankv.serving.devices import device_named
+    from leankv.serving.models import model_named
 
-
-def _retention(runs: Mapping[str, Run]) -> str:
-    return "; ".join(f"{policy}: {run.summary['retention_source']}" for policy, run in runs.items())
+    with st.expander("Where these figures come from", icon=":material/fact_check:"):
+        st.markdown(f"**{scenario.model}**: {model_named(scenario.model).source}")
+        device = device_named(scenario.device)
+        st.markdown("\n".join(f"- {device.name}, {field}: {source}" for field, source in device.source.items()))
+        st.markdown("\n".join([f"**{trace.name}**", *(f"- {warning}" for warning in trace.warnings)]))
+        st.json(dict(trace.provenance), expanded=False)

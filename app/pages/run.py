@@ -19,8 +19,9 @@ from leankv.app.figures.timeline import run_timeline
 from leankv.app.home import runs_folder
 from leankv.app.live import opened_traffic, simulated
 from leankv.app.scenario import Scenario
+from leankv.app.scoreboard import Card
 from leankv.app.usage import usage_of
-from leankv.app.views import is_dark, numbers, show
+from leankv.app.views import draw_cards, is_dark, numbers, show
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,16 +112,19 @@ def _from_folder() -> Run | None:
 
 
 def _cards(summary: narrative.Summary) -> None:
-    values = {
-        "Goodput": (f"{summary['request_goodput']:.2f}/s", scoreboard.HELP["Goodput (req/s)"]),
-        "In time": (f"{narrative.attainment(summary):.1%}", scoreboard.HELP["In time (%)"]),
-        "Completed": (f"{summary['completed']:,}", "Requests that got all their tokens."),
-        "Rejected": (f"{summary['rejected']:,}", "Too long for the model's context or for the KV memory."),
-        "Preemptions": (f"{summary['preemptions']:,}", "A running request gave up its pages and was computed again."),
-        "Peak running": (f"{summary['max_running']:,}", "The most requests decoding or prefilling at once."),
-    }
-    for column, (label, (value, told)) in zip(st.columns(len(values)), values.items(), strict=True):
-        column.metric(label, value, help=told, border=True)
+    goodput, share = f"{summary['request_goodput']:.2f}/s", f"{narrative.attainment(summary):.1%}"
+    draw_cards(
+        [
+            Card("Goodput", goodput, scoreboard.HELP["Goodput (req/s)"]),
+            Card("In time", share, scoreboard.HELP["In time (%)"]),
+            Card("Completed", f"{summary['completed']:,}", "Requests that got all their tokens."),
+            Card("Rejected", f"{summary['rejected']:,}", "Too long for the model's context or for the KV memory."),
+            Card(
+                "Preemptions", f"{summary['preemptions']:,}", "Times a request gave up its pages, to be computed again."
+            ),
+            Card("Peak running", f"{summary['max_running']:,}", "The most requests at work at once."),
+        ]
+    )
 
 
 def _requests(run: Run) -> None:

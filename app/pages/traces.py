@@ -1,4 +1,4 @@
-"""Traces: what a trace looks like before anything is simulated."""
+"""Traces: what a whole trace looks like, before anything is simulated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from leankv.app.controls import traffic_controls
 from leankv.app.figures import traffic as figures
 from leankv.app.live import opened_traffic
 from leankv.app.scenario import Scenario
-from leankv.app.views import is_dark, numbers, show
+from leankv.app.scoreboard import Card
+from leankv.app.views import draw_cards, is_dark, numbers, show
 from leankv.serving.errors import InputError
 from leankv.traces.trace import PS_PER_S
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def page() -> None:
     """Draw the page."""
     with st.sidebar:
-        chosen = Scenario(**traffic_controls())
+        chosen = Scenario(**traffic_controls(limited=False))
     st.title("What the traffic looks like", anchor=False)
     try:
         trace = opened_traffic(chosen)
@@ -71,22 +72,21 @@ def _steps(trace: Trace) -> str:
 
 
 def _cards(found: TraceFigures) -> None:
-    values = {
-        "Requests": (f"{found.requests:,}", None),
-        "Rate": (f"{found.rate_per_s:.2f}/s", "Requests over the time from the first to the last."),
-        "Burstiness": (
-            f"{found.gap_cv:.2f}",
-            "Standard deviation of the gaps over their mean; 1 for a Poisson stream.",
-        ),
-        "Prompt": (f"{found.prompt.mean:,.0f} tok", "Mean length of a prompt."),
-        "Output": (f"{found.output.mean:,.0f} tok", "Mean length of an answer."),
-        "Prefix hits": (
-            "n/a" if found.prefix_hit_rate is None else f"{found.prefix_hit_rate:.0%}",
-            "Share of prompt tokens that an infinite prefix cache would already hold; known only with prefix hashes.",
-        ),
-    }
-    for column, (label, (value, told)) in zip(st.columns(len(values)), values.items(), strict=True):
-        column.metric(label, value, help=told, border=True)
+    hits = "n/a" if found.prefix_hit_rate is None else f"{found.prefix_hit_rate:.0%}"
+    draw_cards(
+        [
+            Card("Requests", f"{found.requests:,}", "In the whole trace."),
+            Card("Rate", f"{found.rate_per_s:.2f}/s", "Requests over the time from the first to the last."),
+            Card(
+                "Burstiness (CV)", f"{found.gap_cv:.2f}", "Spread of the gaps over their mean; 1 for a Poisson stream."
+            ),
+            Card("Prompt", f"{found.prompt.mean:,.0f} tok", "Mean length of a prompt."),
+            Card("Output", f"{found.output.mean:,.0f} tok", "Mean length of an answer."),
+            Card(
+                "Prefix hits", hits, "Prompt tokens that an infinite prefix cache would hold; known with prefix hashes."
+            ),
+        ]
+    )
 
 
 def figures_table(found: TraceFigures) -> pa.Table:
@@ -95,8 +95,7 @@ def figures_table(found: TraceFigures) -> pa.Table:
 
     rows = []
     for key, value in found.figures().items():
-        parts = value.items() if isinstance(value, dict) else [("", value)]
-        for part, inner in parts:
+        for part, inner in value.items() if isinstance(value, dict) else [("", value)]:
             if not isinstance(inner, list):
                 rows.append({"figure": f"{key}.{part}".strip("."), "value": _said(inner)})
     return pa.Table.from_pylist(rows)

@@ -122,5 +122,6 @@ def sample() -> SimpleNamespace:
 def leankv_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty state folder for the app and its jobs."""
     folder = tmp_path / "home"
+    folder.mkdir()
     monkeypatch.setenv("LEANKV_HOME", str(folder))
     return folder

@@ -25,19 +25,21 @@ def wait(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def running(board: Jobs, code: str) -> tuple[Job, subprocess.Popen[bytes]]:
-    """A job whose process is `code`, started as `submit` starts one."""
+def running(board: Jobs, code: str) -> Job:
+    """A job whose process is `code`, started as every job is."""
     with pytest.MonkeyPatch.context() as patch:
-        started: list[subprocess.Popen[bytes]] = []
+        start = Jobs.start
+        patch.setattr(
+            Jobs, "start", lambda self, command, folder: start(self, [*command[:2], "-c", code, command[-1]], folder)
+        )
+        return board.submit("test", {"code": code})
 
-        def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            started.append(_popen([sys.executable, "-P", "-c", code, command[-1]], **options))
-            return started[0]
 
-        _popen = subprocess.Popen
-        patch.setattr(jobs.subprocess, "Popen", start)
-        job = board.submit("test", {"code": code})
-    return job, started[0]
+def queued(board: Jobs, params: Mapping[str, Any]) -> str:
+    """A job's row whose process is this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Jobs, "start", lambda self, command, folder: os.getpid())
+        return board.submit("test", params).id
 
 
 BEATING = """
@@ -53,7 +55,7 @@ jobs.Jobs().run(sys.argv[1], {{"test": work}})
 
 
 def test_a_task_runs_and_leaves_progress_and_results(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     seen: list[float] = []
 
     def work(params: Mapping[str, Any], folder: Path, report: Progress) -> None:
@@ -71,21 +73,8 @@ def test_a_task_runs_and_leaves_progress_and_results(leankv_home: Path) -> None:
     assert board.latest("test", {"x": 22}) is None
 
 
-def leankv_home_made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def queued(board: Jobs, params: Mapping[str, Any]) -> str:
-    """A job's row without a process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.subprocess, "Popen", lambda *_, **__: subprocess.CompletedProcess([], 0))
-        patch.setattr(subprocess.CompletedProcess, "pid", os.getpid(), raising=False)
-        return board.submit("test", params).id
-
-
 def test_a_failing_task_says_why(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     identity = queued(board, {})
 
     def work(params: Mapping[str, Any], folder: Path, report: Progress) -> None:
@@ -97,7 +86,7 @@ def test_a_failing_task_says_why(leankv_home: Path) -> None:
 
 
 def test_a_job_runs_once(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     identity = queued(board, {})
     calls: list[int] = []
     tasks = {"test": lambda params, folder, report: calls.append(1)}
@@ -107,11 +96,12 @@ def test_a_job_runs_once(leankv_home: Path) -> None:
 
 
 def test_a_killed_job_is_shown_as_died(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
-    job, process = running(board, BEATING.format(handler="jobs._stop"))
+    board = Jobs(leankv_home)
+    job = running(board, BEATING.format(handler="jobs._stop"))
     wait(lambda: board.get(job.id).progress == 0.5)
     assert board.get(job.id).state == "running"
-    os.kill(process.pid, signal.SIGKILL)
+    assert job.pid
+    os.kill(job.pid, signal.SIGKILL)
     wait(lambda: board.get(job.id).state == "died", 10)
     assert "without a word" in board.get(job.id).error
     assert not board.get(job.id).active
@@ -119,13 +109,13 @@ def test_a_killed_job_is_shown_as_died(leankv_home: Path) -> None:
 
 def test_a_silent_job_is_shown_as_died(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "STALE_S", 1.5)
-    board = Jobs(leankv_home_made(leankv_home))
-    job, process = running(board, "import time; time.sleep(60)")
+    board = Jobs(leankv_home)
+    job = running(board, "import time; time.sleep(60)")
     assert board.get(job.id).state == "queued"
     wait(lambda: board.get(job.id).state == "died", 10)
     assert "no heartbeat" in board.get(job.id).error
-    process.kill()
-    process.wait()
+    assert job.pid
+    os.kill(job.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("handler", ["jobs._stop", "signal.SIG_IGN"])
@@ -133,23 +123,24 @@ def test_cancel_stops_the_process_even_one_that_does_not_listen(
     leankv_home: Path, monkeypatch: pytest.MonkeyPatch, handler: str
 ) -> None:
     monkeypatch.setattr(jobs, "GRACE_S", 1.0)
-    board = Jobs(leankv_home_made(leankv_home))
-    job, process = running(board, BEATING.format(handler=handler))
+    board = Jobs(leankv_home)
+    job = running(board, BEATING.format(handler=handler))
     wait(lambda: board.get(job.id).state == "running" and board.get(job.id).progress == 0.5)
     assert board.cancel(job.id).state == "cancelled"
-    assert not jobs._alive(process.pid)
+    assert job.pid
+    assert not jobs._alive(job.pid)
     assert board.cancel(job.id).state == "cancelled"
 
 
 def test_a_finished_job_cannot_be_cancelled(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     identity = queued(board, {})
     board.run(identity, {"test": lambda params, folder, report: None})
     assert board.cancel(identity).state == "done"
 
 
 def test_another_process_sees_the_job(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     identity = queued(board, {"x": 1})
     code = f"from leankv.app.jobs import Jobs; print(Jobs().get({identity!r}).state)"
     found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
@@ -157,7 +148,7 @@ def test_another_process_sees_the_job(leankv_home: Path) -> None:
 
 
 def test_many_writers_lose_nothing(leankv_home: Path) -> None:
-    board = Jobs(leankv_home_made(leankv_home))
+    board = Jobs(leankv_home)
     identities: list[str] = [queued(board, {"n": n}) for n in range(8)]
 
     def work(params: Mapping[str, Any], folder: Path, report: Progress) -> None:
@@ -174,4 +165,4 @@ def test_many_writers_lose_nothing(leankv_home: Path) -> None:
 
 def test_unknown_job(leankv_home: Path) -> None:
     with pytest.raises(KeyError):
-        Jobs(leankv_home_made(leankv_home)).get("nothing")
+        Jobs(leankv_home).get("nothing")

@@ -13,7 +13,6 @@ from leankv.simulator.clock import ticks
 from leankv.simulator.step_time.base import StepTimeModel
 
 UNBOUNDED = 1 << 80
-GRID = 32
 
 
 class DecodeLine(NamedTuple):
@@ -49,7 +48,8 @@ class StepCosts:
         self.logits = [ticks(model.tokens_s(1, count)) - one_token for count in range(max_seqs + 1)]
         self._lines: dict[int, tuple[DecodeLine, ...]] = {}
         self._whole_prompts: dict[int, int] = {}
-        self._prompts: dict[int, int] = {}
+        self._from_start = GridTable(32, lambda tokens: self._chunk_ticks(tokens, 0))
+        self._prompt_work = GridTable(256, self._prompt_ticks)
         self._chunks_cost_work = policy.chunk_work(1, 0, spec, tp) != NO_WORK
 
     def tokens_and_logits(self, tokens: int, sequences: int) -> int:
@@ -74,18 +74,17 @@ class StepCosts:
     def prefill(self, chunk: int, context: int, last: bool) -> int:
         """Attention of a chunk over its context, and the policy's work on it; at the last one, on the whole prompt.
 
-        Whole prompts, by far the most frequent, are interpolated between multiples of 32 tokens.
+        Chunks from the start of a prompt, by far the most frequent, and work on whole prompts are interpolated.
         """
-        if context == 0 and last:
-            found = self._whole_prompts.get(chunk)
-            if found is None:
-                found = self._whole_prompts[chunk] = _interpolated(self._whole_prompt, chunk)
-            return found
-        cost = self._chunk_ticks(chunk, context)
-        return cost + _interpolated(self._prompt_ticks, context + chunk) if last else cost
-
-    def _whole_prompt(self, tokens: int) -> int:
-        return self._chunk_ticks(tokens, 0) + self._prompt_ticks(tokens) if tokens else 0
+        if context:
+            cost = self._chunk_ticks(chunk, context)
+            return cost + self._prompt_work.at(chunk + context) if last else cost
+        if not last:
+            return self._from_start.at(chunk)
+        found = self._whole_prompts.get(chunk)
+        if found is None:
+            found = self._whole_prompts[chunk] = self._from_start.at(chunk) + self._prompt_work.at(chunk)
+        return found
 
     def _chunk_ticks(self, chunk: int, context: int) -> int:
         seconds = self._model.prefill_attention_s(chunk, context)
@@ -94,11 +93,7 @@ class StepCosts:
         return ticks(seconds)
 
     def _prompt_ticks(self, tokens: int) -> int:
-        found = self._prompts.get(tokens)
-        if found is None:
-            work = self._policy.prompt_work(tokens, self._spec, self._tp) if tokens else NO_WORK
-            found = self._prompts[tokens] = ticks(self._seconds(work))
-        return found
+        return ticks(self._seconds(self._policy.prompt_work(tokens, self._spec, self._tp)))
 
     def _seconds(self, work: Work) -> float:
         return 0.0 if work == NO_WORK else self._model.work_s(work)
@@ -122,8 +117,21 @@ class StepCosts:
         return ticks(self._seconds(NO_WORK if one == NO_WORK else batch))
 
 
-def _interpolated(table: Callable[[int], int], tokens: int) -> int:
-    """`table` at the multiples of GRID around `tokens`, linear between; exact in integers."""
-    low = tokens // GRID * GRID
-    at_low = table(low)
-    return at_low + (table(low + GRID) - at_low) * (tokens - low) // GRID
+class GridTable:
+    """An integer function of a token count, evaluated at multiples of `width` and linear between; 0 at 0."""
+
+    def __init__(self, width: int, exact: Callable[[int], int]) -> None:
+        self._width = width
+        self._exact = exact
+        self._known = {0: 0}
+
+    def at(self, tokens: int) -> int:
+        low, rest = divmod(tokens, self._width)
+        at_low = self._knot(low)
+        return at_low + (self._knot(low + 1) - at_low) * rest // self._width
+
+    def _knot(self, index: int) -> int:
+        found = self._known.get(index)
+        if found is None:
+            found = self._known[index] = self._exact(index * self._width)
+        return found

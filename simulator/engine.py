@@ -56,7 +56,7 @@ class JumpEngine:
         self._read_slope = 0
         self._finishes: list[int] = []
         self._bends: list[int] = []
-        self._stale = False
+        self._next_change = FAR
 
     @property
     def idle(self) -> bool:
@@ -92,10 +92,7 @@ class JumpEngine:
         The earliest of: a request's last token, a bend in a read curve, the end of the step-time model's line, the
         first boundary at or after `limit`, the first step whose pages do not fit.
         """
-        steps = self.ledger.steps
-        count = (self._finishes[0] >> ID_BITS) - steps
-        if self._bends:
-            count = min(count, (self._next_bend() >> ID_BITS) - steps)
+        count = self._next_change - self.ledger.steps
         if self._read_slope > 0 and line.end < FAR:
             count = min(count, -((self._read - line.end) // self._read_slope))
         elif self._read_slope < 0 and line.start > 0:
@@ -118,9 +115,7 @@ class JumpEngine:
         self.clock += elapsed(count, first, slope)
         self._read += count * self._read_slope
         ledger.steps += count
-        if self._finishes[0] >> ID_BITS > ledger.steps and not self._bends:
-            return 0
-        return self._settle()
+        return self._settle() if ledger.steps >= self._next_change else 0
 
     def _step_with_prompts(self, chunks: list[Chunk[Resident]]) -> int:
         """One step: every decoding request's token, and the chunks."""
@@ -142,7 +137,7 @@ class JumpEngine:
         self.clock += ticks
         self._read += self._read_slope
         ledger.steps += 1
-        finished = self._settle()
+        finished = self._settle() if ledger.steps >= self._next_change else 0
         for chunk in chunks:
             finished += self._finish_chunk(chunk)
         return finished
@@ -170,6 +165,8 @@ class JumpEngine:
             self._finish(request)
             return 1
         heappush(self._finishes, request.finish_step << ID_BITS | request.request_id)
+        if request.finish_step < self._next_change:
+            self._next_change = request.finish_step
         self._follow_curve(request, steps)
         return 0
 
@@ -186,23 +183,14 @@ class JumpEngine:
         bend = end - 1 - request.offset
         if bend < request.finish_step:
             heappush(self._bends, bend << ID_BITS | request.request_id)
+            self._next_change = min(self._next_change, bend)
 
     def _leave_curve(self, request: Resident, steps: int) -> None:
         self._read -= request.read_value + request.read_slope * (steps - request.read_step)
         self._read_slope -= request.read_slope
 
-    def _next_bend(self) -> int:
-        """The next bend of a request that still decodes."""
-        bends = self._bends
-        while bends:
-            request = self.decoding.get(bends[0] & ID_MASK)
-            if request is not None and request.read_step <= bends[0] >> ID_BITS <= request.finish_step:
-                return bends[0]
-            heappop(bends)
-        return FAR << ID_BITS
-
     def _settle(self) -> int:
-        """Let go of the requests that this boundary finishes, and bend the curves that bend here."""
+        """Let go of the requests that this boundary finishes, bend the curves that bend here, find the next change."""
         steps, finishes, decoding = self.ledger.steps, self._finishes, self.decoding
         finished = 0
         while finishes and finishes[0] >> ID_BITS <= steps:
@@ -212,29 +200,30 @@ class JumpEngine:
                 request.generated = request.output_tokens
                 self._finish(request)
                 finished += 1
-        if self._bends:
-            self._bend(steps)
-        if self._stale:
-            self._forget_preempted()
-        return finished
-
-    def _bend(self, steps: int) -> None:
         bends = self._bends
         while bends and bends[0] >> ID_BITS <= steps:
-            request = self.decoding.get(heappop(bends) & ID_MASK)
+            request = decoding.get(heappop(bends) & ID_MASK)
             if request is not None:
                 self._leave_curve(request, steps)
                 self._follow_curve(request, steps)
+        self._next_change = self._find_next_change()
+        return finished
 
-    def _forget_preempted(self) -> None:
-        """Drop the head of the finish queue where it belongs to an earlier stay, so that it bounds no horizon."""
-        finishes, decoding = self._finishes, self.decoding
+    def _find_next_change(self) -> int:
+        """The step at which a request finishes or a read curve bends, leaving out what belonged to an earlier stay."""
+        finishes, bends, decoding = self._finishes, self._bends, self.decoding
         while finishes:
             request = decoding.get(finishes[0] & ID_MASK)
             if request is not None and request.finish_step == finishes[0] >> ID_BITS:
-                return
+                break
             heappop(finishes)
-        self._stale = False
+        while bends:
+            request = decoding.get(bends[0] & ID_MASK)
+            if request is not None and request.read_step <= bends[0] >> ID_BITS <= request.finish_step:
+                break
+            heappop(bends)
+        first = finishes[0] >> ID_BITS if finishes else FAR
+        return min(first, bends[0] >> ID_BITS) if bends else first
 
     def _finish(self, request: Resident) -> None:
         now = self.clock >> TICK_BITS
@@ -252,8 +241,7 @@ class JumpEngine:
         self.log.stay(request, now, steps, True)
         request.stay_ps = request.decode_ps = request.decode_step = -1
         request.finish_step = -1
-        self._stale = True
-        self._forget_preempted()
+        self._next_change = self._find_next_change()
 
 
 def elapsed(steps: int, first: int, slope: int) -> int:

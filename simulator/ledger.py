@@ -16,7 +16,7 @@ from leankv.simulator.prefixes import PrefixCache
 from leankv.simulator.resident import Resident
 
 VECTORISE_FROM = 24
-BLOCK_BITS = 4
+BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS
 COUNT_EVERY = 32
 

@@ -31,14 +31,14 @@ class PrefixCache:
     def __init__(self, blocks: PrefixBlocks, counts: np.ndarray, block_pages: int) -> None:
         self.block_tokens = blocks.block_tokens
         self.block_pages = block_pages
-        self._blocks = blocks
+        self.blocks = blocks
         self._counts = counts
         self._users: Counter[int] = Counter()
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     def hashes(self, request_id: int) -> list[int]:
-        start = self._blocks.offsets[request_id]
-        found: list[int] = self._blocks.hashes[start : start + self._counts[request_id]].tolist()
+        start = self.blocks.offsets[request_id]
+        found: list[int] = self.blocks.hashes[start : start + self._counts[request_id]].tolist()
         return found
 
     def missing_pages(self, request_id: int) -> int:

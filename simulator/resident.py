@@ -54,7 +54,7 @@ class Resident(Request):
         first_held: int,
         shared_tokens: int = 0,
     ) -> None:
-        Request.__init__(self, request_id, arrival_ps, prompt_tokens, output_tokens)
+        super().__init__(request_id, arrival_ps, prompt_tokens, output_tokens)
         self.need = need
         self.first_held = first_held
         self.shared_tokens = shared_tokens

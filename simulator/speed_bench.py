@@ -20,7 +20,7 @@ MIB_PER_MAXRSS = 2**20 if sys.platform == "darwin" else 2**10
 
 @dataclass(frozen=True)
 class LoopTime:
-    """`seconds`: processor time of the event loop, the least of its repeats. `tables_s`: turning it into a run's tables."""
+    """`seconds`: processor time of the event loop, the least of its repeats. `tables_s`: of making a run's tables."""
 
     policy: str
     requests: int

@@ -53,14 +53,14 @@ def timeline(
     end = max(int(log.stays.column("end_ps")[-1]) if len(log.stays) else 0 for log in logs)
     times = np.linspace(0, end, samples).astype(np.int64)
     tables = [
-        _one_replica(index, log, arrived, prompts, memory, capacity, prefixes, times)
+        replica_states(index, log, arrived, prompts, memory, capacity, prefixes, times)
         for index, (log, arrived) in enumerate(zip(logs, arrivals, strict=True))
     ]
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     return pa.table(columns)
 
 
-def _one_replica(
+def replica_states(
     index: int,
     log: ReplicaLog,
     arrived: Ints,
@@ -70,6 +70,7 @@ def _one_replica(
     prefixes: PrefixBlocks | None,
     times: Ints,
 ) -> dict[str, np.ndarray]:
+    """The columns of `timeline` for one replica, at the given instants (ps, sorted)."""
     admitted, ended = log.stays.column("admitted_ps"), log.stays.column("end_ps")
     preempted = np.sort(ended[log.stays.column("preempted") > 0])
     admissions = np.searchsorted(np.sort(admitted), times, side="right")

@@ -43,7 +43,7 @@ class Run:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """The same for the same settings, whatever their order."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save_run(run: Run, folder: str | Path) -> Path:
@@ -61,8 +61,8 @@ def save_run(run: Run, folder: str | Path) -> Path:
         "commit": commit(),
     }
     with atomic_folder(folder) as beside:
-        (beside / "config.json").write_text(json.dumps({**stamp, "config": run.config}, indent=1, default=str))
-        (beside / "summary.json").write_text(json.dumps({**stamp, "summary": run.summary}, indent=1, default=str))
+        (beside / "config.json").write_text(json.dumps({**stamp, "config": run.config}, indent=1))
+        (beside / "summary.json").write_text(json.dumps({**stamp, "summary": run.summary}, indent=1))
         for name in TABLES:
             table = getattr(run, name)
             metadata = {key: str(value) for key, value in stamp.items()}

@@ -56,6 +56,7 @@ def _decode_step(bookkeeping: int) -> Iterator[Variant]:
             decode_step_triton.plan_kernel,
             {**stored, **tables, **limits, **results},
             {"KIND": kind, "SINK": 0, **shape, **high_fields, **low_fields, **block},
+            decode_step_triton.NUM_WARPS,
         )
     yield Variant(
         f"decode: scores, {bookkeeping} B",

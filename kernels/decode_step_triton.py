@@ -15,6 +15,7 @@ from leankv.kernels.pages import PageTables
 from leankv.serving.pages import PageLayout
 
 BLOCK_TOKENS = 512
+NUM_WARPS = 8
 
 
 def plan(
@@ -34,6 +35,7 @@ def plan(
         KIND=rule.kind, SINK=rule.sink, SCORE_WINDOW=rule.score_window, MAX_PAGES=tables.max_pages,
         PAGE_BYTES=pool.shape[1], IS_LEAN=lean, TOKENS=tokens, SCORES=scores, POSITIONS=positions,
         LOW_TOKENS=low_tokens, LOW_SCORES=low_scores, LOW_POSITIONS=low_positions, BLOCK=BLOCK_TOKENS,
+        num_warps=NUM_WARPS,
     )  # fmt: skip
     return DecodePlan(case, place, spare, wanted)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from leankv.serving import bootstrap
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
 POINTS_PER_SEGMENT = 8
-BLOCKS = 20
-RESAMPLES = 100
 UNSTABLE_GROWTH = 1.5
 PS_PER_S = 1e12
 PS_PER_MS = 1e9
@@ -51,8 +51,9 @@ def summarise(requests: pa.Table, segments: pa.Table, slo: Mapping[str, float]) 
         values = _numbers(done, f"{metric}_ms")
         summary |= _spread(metric, values[~np.isnan(values)])
     summary |= _token_gaps(segments)
-    summary["stable"] = is_stable(_numbers(done, "arrival_ps"), _numbers(done, "finish_ps"))
-    summary["intervals"] = intervals(done)
+    summary["stable"] = is_stable(_numbers(done, "arrival_ps"), _numbers(done, "admitted_ps"))
+    summary["intervals"] = intervals(done, meets_slo(done, slo), summary["request_throughput"])
+    summary["interval_kind"] = bootstrap.KIND
     return summary
 
 
@@ -65,39 +66,38 @@ def meets_slo(done: pa.Table, slo: Mapping[str, float]) -> npt.NDArray[np.bool_]
     return met
 
 
-def is_stable(arrival_ps: Floats, finish_ps: Floats) -> bool:
-    """Whether the backlog stopped growing: an unstable run's latencies measure the length of its trace.
+def is_stable(arrival_ps: Floats, admitted_ps: Floats) -> bool:
+    """Whether the queue stopped growing: an unstable run's latencies measure the length of its trace.
 
-    Compares the requests in the system over the last quarter of the arrivals with the second quarter; growth by more
-    than half, and by more than the Poisson noise of such a count, is unstable.
+    Compares the requests that wait, at the arrivals of the last quarter, with those of the first quarter; growth by
+    more than half, and by more than the Poisson noise of such a count, is unstable.
     """
     if len(arrival_ps) < 8:
         return True
-    order = np.argsort(arrival_ps, kind="stable")
-    arrivals, finishes = arrival_ps[order], np.sort(finish_ps)
-    in_system = np.arange(1, len(arrivals) + 1) - np.searchsorted(finishes, arrivals, side="right")
+    arrivals, admissions = np.sort(arrival_ps), np.sort(admitted_ps)
+    waiting = np.arange(1, len(arrivals) + 1) - np.searchsorted(admissions, arrivals, side="right")
     quarter = len(arrivals) // 4
-    before, after = in_system[quarter : 2 * quarter].mean(), in_system[-quarter:].mean()
+    before, after = waiting[:quarter].mean(), waiting[-quarter:].mean()
     return bool(after <= UNSTABLE_GROWTH * before + 4 * np.sqrt(before + 1))
 
 
-def intervals(done: pa.Table) -> dict[str, list[float]]:
-    """95 % intervals of the latencies by a block bootstrap over time: blocks of consecutive arrivals are resampled.
+def intervals(done: pa.Table, met: npt.NDArray[np.bool_], throughput: float) -> dict[str, list[float]]:
+    """95 % intervals of the latencies and of goodput, by a block bootstrap over time; none for under 40 requests.
 
-    Blocks keep bursts whole, so the interval covers the trace's own variation and not only that of single requests.
+    `met`: which of the finished requests meet the SLOs; `throughput`: finished requests a second, taken as it is.
+    A metric that no request has (TPOT where all outputs are one token) has no interval.
     """
-    if done.num_rows < 2 * BLOCKS:
+    if not bootstrap.enough(done.num_rows):
         return {}
     order = np.argsort(_numbers(done, "arrival_ps"), kind="stable")
-    draws = np.random.default_rng(0).integers(0, BLOCKS, size=(RESAMPLES, BLOCKS))
     found: dict[str, list[float]] = {}
     for metric in ("ttft", "tpot", "e2el"):
-        blocks = np.array_split(_numbers(done, f"{metric}_ms")[order], BLOCKS)
-        figures = np.array([_figures(np.concatenate([blocks[index] for index in draw])) for draw in draws])
-        for column, name in enumerate(("mean", "median", "p99")):
-            low, high = np.nanpercentile(figures[:, column], (2.5, 97.5))
-            found[f"{name}_{metric}_ms"] = [float(low), float(high)]
-    return found
+        values = _numbers(done, f"{metric}_ms")[order]
+        if not np.isnan(values).all():
+            bounds = bootstrap.latency_intervals(values)
+            found |= {f"{name}_{metric}_ms": bound for name, bound in bounds.items()}
+    share = bootstrap.mean_interval(met[order].astype(np.float64))
+    return found | {"request_goodput": [bound * throughput for bound in share]}
 
 
 def weighted_percentiles(values: Floats, weights: Floats, percents: tuple[int, ...]) -> Floats:
@@ -153,14 +153,6 @@ def _token_gaps(segments: pa.Table) -> dict[str, float | None]:
         f"{name}_itl_ms": float(f)
         for name, f in zip(("mean", "std", "median", "p90", "p95", "p99"), figures, strict=True)
     }
-
-
-def _figures(values: Floats) -> tuple[float, float, float]:
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return np.nan, np.nan, np.nan
-    median, p99 = np.percentile(values, (50, 99))
-    return float(values.mean()), float(median), float(p99)
 
 
 def _is(requests: pa.Table, status: str) -> pa.Array:

@@ -25,6 +25,7 @@ def request_rows(ttft_ms: list[float], e2el_ms: list[float], tokens: list[int], 
             "prompt_tokens": np.full(n, 7),
             "output_tokens": outputs,
             "arrival_ps": arrival,
+            "admitted_ps": arrival,
             "finish_ps": arrival + (e2el * MS).astype(np.int64),
             "ttft_ms": ttft,
             "tpot_ms": tpot,
@@ -90,11 +91,16 @@ def test_weighted_percentile_covers_its_share(pairs: list[tuple[float, int]], pe
 @pytest.mark.parametrize(("service_s", "stable"), [(0.5, True), (0.8, True), (1.3, False)])
 def test_a_growing_queue_is_unstable(service_s: float, stable: bool) -> None:
     arrivals = np.cumsum(np.random.default_rng(3).exponential(1.0, 4000))
-    finishes, free = [], 0.0
+    admissions, free = [], 0.0
     for arrival in arrivals:
-        free = max(free, arrival) + service_s
-        finishes.append(free)
-    assert is_stable(arrivals * 1e12, np.array(finishes) * 1e12) is stable
+        admissions.append(max(free, arrival))
+        free = admissions[-1] + service_s
+    assert is_stable(arrivals * 1e12, np.array(admissions) * 1e12) is stable
+
+
+def test_a_short_trace_of_long_requests_is_not_a_growing_queue() -> None:
+    arrivals = np.arange(60) * 1e11
+    assert is_stable(arrivals, arrivals + 1e9)
 
 
 def test_intervals_hold_the_mean_and_narrow_with_more_requests() -> None:

@@ -49,6 +49,7 @@ HELP = {
     "Step times": "Where the duration of one engine step comes from.",
 }
 
+SAME = "same as"
 FORMATS = {
     "In time (%)": "%.1f",
     "Goodput (req/s)": "%.2f",
@@ -97,7 +98,10 @@ def cards(summaries: Mapping[str, Summary], baseline: str = "fp16") -> list[Card
     theirs = summaries[baseline] if baseline in summaries and baseline != best else None
 
     def card(label: str, key: str, value: str, better: str, told: str) -> Card:
-        return Card(label, value, told, _change(ours[key], theirs[key], baseline) if theirs else None, better)
+        change = _change(ours[key], theirs[key]) if theirs else None
+        if change is None:
+            return Card(label, value, told)
+        return Card(label, value, told, f"{change} {baseline}", "none" if change == SAME else better)
 
     goodput, ttft, tpot = f"{number(ours['request_goodput'])}/s", _time(ours["p99_ttft_ms"]), _time(ours["p99_tpot_ms"])
     memory, cost = f"{number(ours['peak_kv_gib'])} GiB", f"${ours['usd_per_million_output_tokens']:.3f}"
@@ -115,10 +119,10 @@ def _time(milliseconds: float | None) -> str:
     return duration(float("nan") if milliseconds is None else milliseconds)
 
 
-def _change(ours: float | None, theirs: float | None, baseline: str) -> str | None:
+def _change(ours: float | None, theirs: float | None) -> str | None:
     if not ours or not theirs:
         return None
     change = ours / theirs - 1
     if abs(change) < 0.005:
-        return f"same as {baseline}"
-    return f"{change:+.0%} vs {baseline}" if change < 9.995 else f"+{ours / theirs:.0f}x vs {baseline}"
+        return SAME
+    return f"{change:+.0%} vs" if change < 9.995 else f"+{ours / theirs:.0f}x vs"

@@ -75,21 +75,16 @@ def _status(scenario: Scenario, job: Job | None) -> None:
     if job is None or job.state in ENDINGS:
         if job is not None:
             st.warning(ENDINGS[job.state].format(error=job.error), icon=":material/warning:")
-        st.button(
-            "Sweep the rate" if job is None else "Sweep again",
-            icon=":material/play_arrow:",
-            on_click=_start,
-            args=(scenario,),
-            help="Simulates every policy at rates around its knee, in the background.",
-        )
+        label = "Sweep the rate" if job is None else "Sweep again"
+        told = "Simulates every policy at rates around its knee, in the background."
+        if st.button(label, icon=":material/play_arrow:", help=told):
+            Jobs().submit(KIND, replace(scenario, rate_scale=1.0).to_params())
+            # not this fragment alone: the page has to learn of the new job
+            st.rerun()
     elif job.active:
         left, right = st.columns([5, 1], vertical_alignment="center")
         left.progress(job.progress, f"Sweeping rates: {job.message or 'starting'}")
         right.button("Cancel", icon=":material/stop:", on_click=_cancel, args=(job.id,), width="stretch")
-
-
-def _start(scenario: Scenario) -> None:
-    Jobs().submit(KIND, replace(scenario, rate_scale=1.0).to_params())
 
 
 def _cancel(identity: str) -> None:

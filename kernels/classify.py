@@ -33,14 +33,18 @@ def by_threshold(
 
     n is `length` as in the released code, or with `variant="paper"` the token's own number, counted from one.
     """
-    n = positions + 1 if variant == "paper" else torch.as_tensor(length, device=positions.device)
+    n = positions + 1 if variant == "paper" else _tensor(length, positions)
     uniform = 1 / n.float()
-    if path_for(significance, path) == "reference":
-        return classify_reference.by_threshold(
-            significance, positions, length, alpha_low * uniform, alpha_high * uniform, window
-        )
-    low = torch.where(significance < alpha_high * uniform, LOW, HIGH)
-    return _exempt(torch.where(significance < alpha_low * uniform, PRUNED, low), positions, length, window)
+    below = (alpha_low * uniform, alpha_high * uniform)
+    chosen = path_for(significance, path)
+    if chosen == "reference":
+        return classify_reference.by_threshold(significance, positions, length, *below, window)
+    if chosen == "triton":
+        from leankv.kernels import classify_triton
+
+        return classify_triton.by_threshold(significance, positions, _tensor(length, positions), *below, window)
+    low = torch.where(significance < below[1], LOW, HIGH)
+    return _exempt(torch.where(significance < below[0], PRUNED, low), positions, length, window)
 
 
 def by_mass(
@@ -57,8 +61,14 @@ def by_mass(
     Sorted ascending, ties to the older token, cut-offs inclusive. A head's mass is the sum of all its significances,
     those of the exempt window included.
     """
-    if path_for(significance, path) == "reference":
+    chosen = path_for(significance, path)
+    if chosen == "reference":
         return classify_reference.by_mass(significance, positions, length, prune_share, low_share, window)
+    if chosen == "triton":
+        from leankv.kernels import classify_triton
+
+        length = _tensor(length, positions)
+        return classify_triton.by_mass(significance, positions, length, prune_share, low_share, window)
     exempt = (positions < 0) | (positions >= length - window)
     order = _ascending(significance.masked_fill(exempt, torch.inf), positions)
     held = significance.double().masked_fill(positions < 0, 0)
@@ -96,6 +106,13 @@ def _ascending(keys: Tensor, positions: Tensor) -> Tensor:
     by_position = positions.argsort(dim=1, stable=True)
     by_key = torch.gather(keys, 1, by_position).argsort(dim=1, stable=True)
     return torch.gather(by_position, 1, by_key)
+
+
+def _tensor(length: Tensor | int, beside: Tensor) -> Tensor:
+    """int32 on the device of `beside`; a number becomes [1, 1] without a copy from the host."""
+    if isinstance(length, Tensor):
+        return length
+    return torch.full((1, 1), length, dtype=torch.int32, device=beside.device)
 
 
 def _exempt(tiers: Tensor, positions: Tensor, length: Tensor | int, window: int) -> Tensor:

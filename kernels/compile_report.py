@@ -121,7 +121,7 @@ def other_variants() -> Iterator[Variant]:
 
 
 def variants() -> Iterator[Variant]:
-    """What the report covers: every head_dim, the published and the leaner tiers, a pool that mixes policies."""
+    """What the report covers: every head_dim, the published and the leaner tiers, mixed policies; the cache's kernels."""
     for head_dim in (64, 96, 128, 256):
         yield attention_variant((K8V4, K4V2), head_dim, 4)
     yield attention_variant((K8V4,), 128, 4)
@@ -131,6 +131,9 @@ def variants() -> Iterator[Variant]:
     yield attention_variant((FP8,), 128, 4, keep_weights=False)
     yield attention_variant((FP16, KIVI2), 128, 4, keep_weights=False)
     yield from other_variants()
+    from leankv.kernels.compile_variants import cache_variants
+
+    yield from cache_variants()
 
 
 def compiled(variant: Variant, capability: int) -> Compiled:

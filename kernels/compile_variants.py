@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from leankv.kernels import decode_step_triton, pages_triton, scores_triton, significance_triton
+from leankv.kernels import classify_triton, decode_step_triton, pages_triton, scores_triton, significance_triton
 from leankv.kernels.bookkeeping_triton import fields
 from leankv.kernels.compile_report import Variant
 from leankv.serving.formats import K4V2, K8V4
@@ -20,6 +20,7 @@ def cache_variants() -> Iterator[Variant]:
     for bookkeeping in (8, 5):
         yield from _decode_step(bookkeeping)
     yield from _significance()
+    yield from _classification()
 
 
 def _page_manager() -> Iterator[Variant]:
@@ -91,3 +92,13 @@ def _significance() -> Iterator[Variant]:
         {"SPLITS": significance_triton.MAX_SPLITS, "MEAN": False, **shape},
         significance_triton.NUM_WARPS,
     )
+
+
+def _classification() -> Iterator[Variant]:
+    tokens = {"significance": "*fp32", "positions": "*i32", "length": "*i32", "tiers": "*i8", "tokens": "i32"}
+    block = {"WINDOW": 64, "BLOCK": classify_triton.BLOCK}
+    strides = dict.fromkeys(("prune_stride_h", "prune_stride_t", "low_stride_h", "low_stride_t"), "i32")
+    thresholds = {"prune_below": "*fp32", "low_below": "*fp32"}
+    yield Variant("classify: threshold", classify_triton.threshold_kernel, {**tokens, **thresholds, **strides}, block)
+    shares = {"PRUNE": 0.01, "LOW_SHARE": 0.2}
+    yield Variant("classify: mass", classify_triton.mass_kernel, tokens, {**shares, **block})

@@ -101,9 +101,11 @@ def parse_slo(words: tuple[str, ...]) -> dict[str, float]:
     """("ttft:500", "tpot:50") as {"ttft": 500.0, "tpot": 50.0}. Raises InputError for anything else."""
     from leankv.serving.errors import InputError
 
-    bounds = {}
+    bounds: dict[str, float] = {}
     for word in words:
         metric, colon, bound = word.partition(":")
+        if metric in bounds:
+            raise InputError(f"--slo {metric} is given twice; give it once")
         try:
             bounds[metric] = float(bound)
         except ValueError:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from leankv.serving.runs import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +29,26 @@ def _latency(metric: str) -> Figure:
     return shown
 
 
+def _interval(key: str, digits: int = 1) -> Figure:
+    def shown(summary: Mapping[str, Any]) -> str:
+        return _bounds(summary["intervals"].get(key), digits)
+
+    return shown
+
+
+def _against_baseline(summary: Mapping[str, Any]) -> str:
+    if "paired" not in summary:
+        return "baseline"
+    paired = summary["paired"]
+    if paired is None:
+        return "-"
+    return f"{paired['mean_difference_ms']:+,.1f} {_bounds(paired['interval'], 1)}"
+
+
+def _bounds(interval: Sequence[float] | None, digits: int) -> str:
+    return "-" if interval is None else f"[{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"
+
+
 def _pages(summary: Mapping[str, Any]) -> str:
     return f"{summary['peak_kv_gib']:.2f} of {summary['kv_pool_gib']:.2f}"
 
@@ -49,10 +67,15 @@ ROWS: tuple[tuple[str, Figure], ...] = (
     ("rejected", _number("rejected", 0)),
     ("output tokens/s", _number("output_throughput")),
     ("goodput, requests/s", _number("request_goodput", 2)),
+    ("  95 % interval", _interval("request_goodput", 2)),
     ("TTFT ms, mean / median / p99", _latency("ttft")),
+    ("  95 % interval of p99", _interval("p99_ttft_ms")),
     ("TPOT ms, mean / median / p99", _latency("tpot")),
+    ("  95 % interval of p99", _interval("p99_tpot_ms")),
     ("ITL ms, mean / median / p99", _latency("itl")),
     ("E2EL ms, mean / median / p99", _latency("e2el")),
+    ("  95 % interval of mean", _interval("mean_e2el_ms")),
+    ("E2EL ms minus the baseline's, mean", _against_baseline),
     ("KV peak, GiB per GPU", _pages),
     ("compression, nominal / physical", _ratios),
     ("most running at once", _number("max_running", 0)),
@@ -72,24 +95,26 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
-def print_comparison(runs: list[Run]) -> None:
-    """The runs side by side, then what was rejected and where the step times come from."""
+def print_comparison(config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> None:
+    """The summaries of some policies side by side, then what was rejected and where the figures come from.
+
+    `config`: of any of the runs; trace, model and devices are the same in all.
+    """
     from rich.table import Table
 
-    first = runs[0]
-    model, device = first.config["model"]["name"], first.config["device"]["name"]
-    table = Table(title=f"{first.config['trace']['name']} on {model}, {first.config['gpus']} x {device}")
+    model, device = config["model"]["name"], config["device"]["name"]
+    table = Table(title=f"{config['trace']['name']} on {model}, {config['gpus']} x {device}")
     table.add_column("")
-    for run in runs:
-        table.add_column(run.policy, justify="right")
+    for summary in summaries:
+        table.add_column(summary["policy"], justify="right")
     for label, figure in ROWS:
-        table.add_row(label, *(figure(run.summary) for run in runs))
+        table.add_row(label, *(figure(summary) for summary in summaries))
     console = wide_console()
     console.print(table)
-    slo = " and ".join(f"{metric.upper()} <= {bound:g} ms" for metric, bound in first.summary["slo"].items())
-    console.print(
-        f"step times: {first.summary['step_time_source']}; goodput: {slo or 'no SLO'}; {first.summary['window']}"
-    )
-    for run in runs:
-        for request, reason in run.summary["rejections"][:3]:
-            console.print(f"{run.policy}: request {request} rejected: {reason}")
+    first = summaries[0]
+    slo = " and ".join(f"{metric.upper()} <= {bound:g} ms" for metric, bound in first["slo"].items())
+    console.print(f"step times: {first['step_time_source']}; goodput: {slo or 'no SLO'}; {first['window']}")
+    console.print(f"intervals: {first['interval_kind']}; differences to the baseline are taken request by request")
+    for summary in summaries:
+        for request, reason in summary["rejections"][:3]:
+            console.print(f"{summary['policy']}: request {request} rejected: {reason}", markup=False)

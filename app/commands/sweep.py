@@ -1,4 +1,4 @@
-"""Sweep policies over rates, KV memory and GPUs, on all cores: goodput, latency, and where each policy gives way."""
+"""Sweep policies over rates, KV memory and GPUs, on all cores, and find where each gives way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from leankv.app.commands._deployment import Deployment, Serving
+from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
 from leankv.app.commands.traces import Count, File, Requests, chosen_requests
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
     from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
     from leankv.simulator.sweep_points import SweepPoint
 
-    command = tyro.cli(Sweep, prog="leankv sweep", description=ABOUT, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    command = parsed(Sweep, "leankv sweep", ABOUT, argv)
     _check_numbers(command)
     configs = command.deployment.configs(command.trace.seed)
     require_place_for_file(command.json)

@@ -30,6 +30,7 @@ def requests(ttft_ms: np.ndarray, tpot_ms: float = 20.0, outputs: int = 11, gap_
             "prompt_tokens": np.full(n, 100, np.int32),
             "output_tokens": np.full(n, outputs, np.int32),
             "arrival_ps": arrival,
+            "admitted_ps": arrival,
             "finish_ps": arrival + (np.nan_to_num(e2el) * 1e9).astype(np.int64),
             "queue_ms": np.zeros(n),
             "ttft_ms": ttft_ms,

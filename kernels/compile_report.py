@@ -121,7 +121,7 @@ def other_variants() -> Iterator[Variant]:
 
 
 def variants() -> Iterator[Variant]:
-    """What the report covers: every head_dim, the published and the leaner tiers, mixed policies; the cache's kernels."""
+    """What the report covers: every head_dim, published and leaner tiers, mixed policies; the kernels of the cache."""
     for head_dim in (64, 96, 128, 256):
         yield attention_variant((K8V4, K4V2), head_dim, 4)
     yield attention_variant((K8V4,), 128, 4)

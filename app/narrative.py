@@ -35,13 +35,29 @@ def winner(summaries: Mapping[str, Summary]) -> str:
     return leader(rows)
 
 
-def verdict(summaries: Mapping[str, Summary], baseline: str = "fp16") -> str:
-    """One or two sentences (Markdown) on the comparison at the page's rate."""
-    if len(summaries) == 1:
-        return _alone(*next(iter(summaries.items())))
+def contest(summaries: Mapping[str, Summary], baseline: str = "fp16") -> tuple[str, str] | None:
+    """The winner and whom it is held against: the baseline, or the runner-up where the baseline wins or is absent."""
+    if len(summaries) < 2:
+        return None
     best = winner(summaries)
-    against = baseline if baseline in summaries and baseline != best else _runner_up(summaries, best)
-    lead = _lead(best, summaries[best], against, summaries[against])
+    if baseline in summaries and baseline != best:
+        return best, baseline
+    return best, winner({policy: summary for policy, summary in summaries.items() if policy != best})
+
+
+def verdict(summaries: Mapping[str, Summary], baseline: str = "fp16", gap: tuple[float, float] | None = None) -> str:
+    """A few sentences (Markdown) on the comparison at the page's rate.
+
+    Parameters
+    ----------
+    summaries: policy -> summary of its run
+    gap: 95 % interval of the share in time of the winner less that of the policy it is held against; None where unknown
+    """
+    pair = contest(summaries, baseline)
+    if pair is None:
+        return _alone(*next(iter(summaries.items())))
+    best, against = pair
+    lead = _lead(best, summaries[best], against, summaries[against], gap)
     return " ".join(part for part in (lead, _limit(summaries[best]), _close(summaries, best, against)) if part)
 
 
@@ -50,27 +66,30 @@ def _alone(policy: str, summary: Summary) -> str:
     return f"{served} ({_attainment(summary)} of all requests). {_limit(summary)}"
 
 
-def _runner_up(summaries: Mapping[str, Summary], best: str) -> str:
-    return winner({policy: summary for policy, summary in summaries.items() if policy != best})
-
-
-def _lead(best: str, ours: Summary, against: str, theirs: Summary) -> str:
+def _lead(best: str, ours: Summary, against: str, theirs: Summary, gap: tuple[float, float] | None) -> str:
     if ours["request_goodput"] == 0:
         return f"**No policy meets the SLO** for any request; **{best}** is the fastest of them."
+    serves = f"**{best} wins**: {number(ours['request_goodput'])} requests/s within the SLO"
     if theirs["request_goodput"] == 0:
-        return (
-            f"**{best} wins**: {number(ours['request_goodput'])} requests/s within the SLO "
-            f"({_attainment(ours)} of all), while {against} serves none in time."
-        )
+        return f"{serves} ({_attainment(ours)} of all), while {against} serves none in time."
     gain = ours["request_goodput"] / theirs["request_goodput"] - 1
     if gain > TIE:
-        times = f"{gain:.0%} more" if gain < 1 else f"{1 + gain:.1f} times"
-        return (
-            f"**{best} wins**: {number(ours['request_goodput'])} requests/s within the SLO, "
-            f"{times} {'than' if gain < 1 else 'that of'} {against} ({_attainment(ours)} of all requests "
-            f"against {_attainment(theirs)}){_doubt(ours, theirs)}."
-        )
+        more = f"{gain:.0%} more than" if gain < 1 else f"{1 + gain:.1f} times that of"
+        return f"{serves}, {more} {against} ({_shares(ours, theirs, gap)})."
+    if not theirs["stable"]:
+        return f"{serves} ({_attainment(ours)} of all), and keeps it up; the queue of {against} grows without end."
     return _latency_lead(best, ours, against, theirs)
+
+
+def _shares(ours: Summary, theirs: Summary, gap: tuple[float, float] | None) -> str:
+    """Both shares in time, and how sure the gap between them is."""
+    shares = f"{_attainment(ours)} of all requests against {_attainment(theirs)}"
+    if gap is None:
+        return shares
+    low, high = (100 * edge for edge in gap)
+    if low <= 0 <= high:
+        return f"{shares}; the gap may be chance: {low:.0f} to {high:+.0f} points"
+    return f"{shares}; {low:.0f} to {high:.0f} points apart with 95% confidence"
 
 
 def _latency_lead(best: str, ours: Summary, against: str, theirs: Summary) -> str:
@@ -83,15 +102,6 @@ def _latency_lead(best: str, ours: Summary, against: str, theirs: Summary) -> st
         f"a request takes {duration(ours['mean_e2el_ms'])} on average, {abs(faster):.0%} "
         f"{'less' if faster > 0 else 'more'} than with {against}."
     )
-
-
-def _doubt(ours: Summary, theirs: Summary) -> str:
-    """A clause where the two goodputs' intervals overlap: the order may be chance."""
-    mine = ours.get("intervals", {}).get("request_goodput")
-    other = theirs.get("intervals", {}).get("request_goodput")
-    if not mine or not other or mine[0] > other[1]:
-        return ""
-    return "; their intervals overlap, so the order may be chance"
 
 
 def attainment(summary: Summary) -> float:

@@ -16,6 +16,8 @@ POINTS = 400
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
 LONG_TAIL = 20.0  # p99 over median: beyond this a linear axis shows only the tail
 
+SECONDS_FROM_MS = 5000.0  # beyond this an axis in seconds reads better
+
 METRICS = {
     "ttft_ms": ("TTFT", "Time to first token"),
     "tpot_ms": ("TPOT", "Time per output token"),
@@ -55,28 +57,29 @@ def latency_cdf(
     import plotly.graph_objects as go
 
     short, title = METRICS[metric]
-    figure = blank(f"{title} (ms)", "Requests answered (%)", dark, height)
     values = {policy: _values(table, metric) for policy, table in requests.items()}
+    unit, per_unit = ("s", 1000) if _longest(values) > SECONDS_FROM_MS else ("ms", 1)
+    figure = blank(f"{title} ({unit})", "Requests answered (%)", dark, height)
     for policy, look in looks(list(requests), dark).items():
         x, share = cumulative(values[policy])
         figure.add_trace(
             go.Scatter(
-                x=x,
+                x=x / per_unit,
                 y=100 * share,
                 name=policy,
                 mode="lines",
                 line={"color": look.colour, "dash": look.dash, "width": 2.5, "shape": "hv"},
-                hovertemplate="%{x:,.0f} ms: %{y:.1f} %",
+                hovertemplate=f"%{{x:,.3~g}} {unit}: %{{y:.1f}} %",
             )
         )
     figure.update_layout(hovermode="closest")
     figure.update_yaxes(range=[0, 102], ticksuffix=" %", title_text="")
     if _long_tailed(values):
-        figure.update_xaxes(type="log", title_text=f"{title} (ms, log scale)", dtick=1)
+        figure.update_xaxes(type="log", title_text=f"{title} ({unit}, log scale)", dtick=1)
     if slo_ms:
-        figure.add_vline(x=slo_ms, line={"color": ink(dark), "dash": "dash", "width": 1.5})
+        figure.add_vline(x=slo_ms / per_unit, line={"color": ink(dark), "dash": "dash", "width": 1.5})
         figure.add_annotation(
-            x=np.log10(slo_ms) if _long_tailed(values) else slo_ms,
+            x=np.log10(slo_ms / per_unit) if _long_tailed(values) else slo_ms / per_unit,
             y=0.03,
             yref="paper",
             text=f"SLO {duration(slo_ms)}",
@@ -96,6 +99,12 @@ def _values(requests: pa.Table, metric: str) -> np.ndarray:
     values = requests[metric].to_numpy(zero_copy_only=False)
     finished = np.asarray(requests["status"].to_pylist(), dtype=object) == "finished"
     return values[~(finished & np.isnan(values))]
+
+
+def _longest(values: Mapping[str, np.ndarray]) -> float:
+    """The largest p99 of the distributions, in ms; 0 where nothing was answered."""
+    answered = [value[~np.isnan(value)] for value in values.values()]
+    return max((float(np.quantile(value, 0.99)) for value in answered if len(value)), default=0.0)
 
 
 def _long_tailed(values: Mapping[str, np.ndarray]) -> bool:

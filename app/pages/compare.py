@@ -13,6 +13,7 @@ from leankv.app.controls import scenario_controls
 from leankv.app.figures.latency import latency_cdf
 from leankv.app.figures.memory import capacity_gib, kv_memory
 from leankv.app.live import opened_traffic, simulated
+from leankv.app.paired import share_gap
 from leankv.app.scenario import Scenario
 from leankv.app.sweeppanel import finished_sweep, sweep_job, sweep_panel
 from leankv.app.tasks import offered_rps
@@ -21,6 +22,8 @@ from leankv.app.views import download_csv, draw_cards, is_dark, show, show_all
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from leankv.serving.runs import Run
     from leankv.traces.trace import Trace
 
@@ -45,7 +48,7 @@ def page() -> None:
     if not runs:
         return
     job = sweep_job(replace(scenario, policies=tuple(runs)), len(trace))
-    _headline({policy: run.summary for policy, run in runs.items()}, finished_sweep(job))
+    _headline(runs, finished_sweep(job))
     _table(runs)
     _latency(scenario, runs)
     st.header("Load", anchor=False, help="The knee, ringed, is the highest rate with 90 % of requests in time.")
@@ -69,9 +72,14 @@ def _merged(errors: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(names)}: {message}" for message, names in policies.items()]
 
 
-def _headline(summaries: Mapping[str, narrative.Summary], sweep: object) -> None:
+def _headline(runs: Mapping[str, Run], sweep: pa.Table | None) -> None:
+    summaries = {policy: run.summary for policy, run in runs.items()}
+    gap = None
+    if pair := narrative.contest(summaries):
+        best, against = pair
+        gap = share_gap(runs[best].requests, runs[against].requests, summaries[best]["slo"])
     with st.container(border=True, key="verdict"):
-        st.markdown(narrative.verdict(summaries))
+        st.markdown(narrative.verdict(summaries, gap=gap))
         if sweep is not None:
             st.markdown(narrative.flip_sentence(sweep))
     for line in narrative.warnings(summaries):

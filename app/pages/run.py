@@ -171,6 +171,9 @@ def _summary(run: Run) -> None:
         if not isinstance(value, dict)
     ]
     numbers(pa.Table.from_pylist(rows), "summary")
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    if left.button("Keep this run", icon=":material/save:", help="Writes its folder, which this page then offers."):
+        right.success(f"Kept as {_kept(run)}", icon=":material/check:")
     st.download_button(
         "Run folder (zip)",
         lambda: _zipped(run),
@@ -184,6 +187,14 @@ def _summary(run: Run) -> None:
 def _interval(run: Run, key: str) -> str:
     found = run.summary.get("intervals", {}).get(key)
     return f"{found[0]:,.4g} to {found[1]:,.4g}" if found else ""
+
+
+def _kept(run: Run) -> Path:
+    """The run's folder under the app's runs, written now if it is not there."""
+    from leankv.serving.runs import config_hash, save_run
+
+    folder = runs_folder() / f"{run.policy.replace(':', '-')}-{config_hash(run.config)[:8]}"
+    return folder if folder.exists() else save_run(run, folder)
 
 
 def _zipped(run: Run) -> bytes:

@@ -156,6 +156,17 @@ def test_adding_a_policy_changes_the_page(server: str, page: playwright.Page) ->
     playwright.expect(page.get_by_role("figure", name=re.compile("KV memory of quest"))).to_be_visible()
 
 
+def test_an_uploaded_trace_is_simulated(server: str, page: playwright.Page, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival,prompt,output\n" + "".join(f"{n / 4},200,40\n" for n in range(80)))
+    page.goto(f"{server}/?policy=fp16")
+    settled(page)
+    page.get_by_role("button", name="Upload a trace").click()
+    page.locator('input[type="file"]').set_input_files(path)
+    page.wait_for_url(re.compile("trace=.*mine.csv"))
+    playwright.expect(page.get_by_text(re.compile("80 requests of .*mine"))).to_be_visible()
+
+
 def test_a_sweep_survives_a_reload_and_can_be_cancelled(server: str, page: playwright.Page) -> None:
     page.goto(f"{server}/?limit=0&policy=fp16")
     settled(page)

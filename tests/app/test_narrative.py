@@ -41,12 +41,15 @@ def test_when_fp16_wins_it_is_held_against_the_runner_up(sample: SimpleNamespace
     assert "50% more than fp8" in narrative.verdict(summaries)
 
 
-def test_overlapping_intervals_are_said(sample: SimpleNamespace) -> None:
-    summaries = {
-        "fp16": sample.summary(request_goodput=8.0, intervals={"request_goodput": [7.0, 9.5]}),
-        "fp8": sample.summary(request_goodput=9.0, intervals={"request_goodput": [8.5, 9.6]}),
-    }
-    assert "may be chance" in narrative.verdict(summaries)
+def test_how_sure_the_gap_is_is_said(sample: SimpleNamespace) -> None:
+    summaries = {"fp16": sample.summary(request_goodput=8.0), "fp8": sample.summary(request_goodput=9.0)}
+    assert "; 5 to 15 points apart with 95% confidence)" in narrative.verdict(summaries, gap=(0.05, 0.15))
+    assert "may be chance: -2 to +22 points" in narrative.verdict(summaries, gap=(-0.02, 0.22))
+
+
+def test_a_stable_policy_wins_over_one_whose_queue_grows(sample: SimpleNamespace) -> None:
+    summaries = {"fp16": sample.summary(request_goodput=9.9, stable=False), "fp8": sample.summary(request_goodput=8.0)}
+    assert "the queue of fp16 grows without end" in narrative.verdict(summaries)
 
 
 def test_nobody_meets_the_slo(sample: SimpleNamespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from leankv.app import sweeppanel
+from leankv.app import jobs, sweeppanel
 from leankv.app.jobs import Jobs
 from leankv.app.scenario import Scenario
 
@@ -141,6 +141,17 @@ def test_run_reads_a_folder(tmp_path: Path) -> None:
     assert app.metric[2].value == "60"
 
 
+def test_a_kept_run_is_offered_again(leankv_home: Path) -> None:
+    app = opened("run", show="fp8")
+    next(button for button in app.button if button.label == "Keep this run").click().run()
+    (folder,) = (leankv_home / "runs").iterdir()
+    assert str(folder) in app.success[0].value
+    again = opened("run", **{"from": "A run folder"})
+    assert again.selectbox(key="folder").options == [str(folder)]
+    again.selectbox(key="folder").set_value(str(folder)).run()
+    assert again.metric[2].value == str(SMALL)
+
+
 def test_run_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     app = opened("run", **{"from": "A run folder", "folder": str(tmp_path)})
     assert len(app.error) == 1
@@ -163,3 +174,11 @@ def test_a_sweep_can_be_started_and_its_end_is_told(monkeypatch: pytest.MonkeyPa
     button.click().run()
     assert any("cancelled" in warning.value for warning in app.warning)
     assert any(button.label == "Sweep again" for button in app.button)
+
+
+def test_a_sweep_that_died_is_told(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = opened("compare", policy=["fp16"])
+    monkeypatch.setattr(Jobs, "start", lambda board, command, folder: NO_PROCESS)
+    monkeypatch.setattr(jobs, "BEAT_S", -1.0)
+    next(button for button in app.button if button.label == "Sweep the rate").click().run()
+    assert any("died: its process ended without a word" in warning.value for warning in app.warning)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def flush_full_windows(cache: KVCache, slots: Sequence[int]) -> None:
     """Quantize the oldest block of every request of `slots` whose window has no room for another token.
 
-    Which are full follows from the requests' lengths, so the host knows without asking the device. Where pages do not
-    suffice nothing changes but the shortage in the tables' state, and the window waits.
+    Which are full follows from the requests' lengths, so the host knows without asking. Where pages do not
+    suffice nothing changes, and the window is one block longer from then on.
     """
     for slot in slots:
         if _is_full(cache.requests[slot]):
@@ -46,7 +46,7 @@ def _flush(cache: KVCache, slot: int) -> None:
     rows = pg.rows_of(cache.tables, torch.tensor([slot], device=cache.pool.device)).flatten()
     before = cache.tables.counts[rows]
     block = torch.tensor([0, budget.block], dtype=torch.int32, device=rows.device)
-    pg.resize(cache.tables, rows, before + block, path=cache.path)
+    pg.resize_if_possible(cache.tables, rows, before + block, path=cache.path)
     if not cache.met:
         return
     table, device = cache.tables.table[rows.long()], cache.pool.device
@@ -56,7 +56,7 @@ def _flush(cache: KVCache, slot: int) -> None:
     page, place = (each.T.contiguous() for each in locate(table, oldest + before[:, 1:], LOW, low))
     store(cache.pool, low, page, place, tokens, errors=cache.errors, path=cache.path)
 
-    rest = torch.arange(budget.block, budget.recent, device=device).expand(len(rows), -1)
+    rest = torch.arange(budget.block, int(before[0, 0]), device=device).expand(len(rows), -1)
     bookkeeping.copy_tokens(
         cache.pool, high, locate(table, rest, HIGH, high), locate(table, rest - budget.block, HIGH, high)
     )

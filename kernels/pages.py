@@ -128,6 +128,13 @@ def resize(
         pages_triton.resize(tables, rows, tokens, tokens_per_page.reshape(-1, 2))
 
 
+def resize_if_possible(tables: PageTables, rows: Tensor, tokens: Tensor, path: Path | None = None) -> None:
+    """As `resize`, but a shortage is not recorded (only `met` tells): for changes that can wait."""
+    recorded = tables.state[DEFICIT:OK].clone()
+    resize(tables, rows, tokens, path=path)
+    tables.state[DEFICIT:OK] = recorded
+
+
 def append(tables: PageTables, rows: Tensor, grow: Tensor, path: Path | None = None) -> None:
     """Room for `grow` (int32 [n, 2]) more tokens a tier at the end of every row; see `resize`."""
     rows = rows.reshape(-1)

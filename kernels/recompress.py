@@ -14,7 +14,7 @@ from leankv.kernels import bookkeeping
 from leankv.kernels.classify import HIGH, LOW, PRUNED, by_mass
 from leankv.kernels.decode_rules import StepInputs
 from leankv.kernels.layout import locate
-from leankv.kernels.pages import DEFICIT, OK, PageTables, met, resize
+from leankv.kernels.pages import PageTables, met, resize, resize_if_possible
 from leankv.kernels.paths import Path
 from leankv.kernels.store import gather, store
 from leankv.serving.pages import PageLayout
@@ -48,9 +48,7 @@ def recompress(
     kept = torch.stack([(high == HIGH).sum(1), stays_low.sum(1)], 1).int()
     wanted = kept + torch.stack([torch.zeros_like(kept[:, 0]), demoted.sum(1).int()], 1)
 
-    shortages = tables.state[DEFICIT:OK].clone()
-    resize(tables, step.rows, torch.maximum(wanted, counts), path=path)
-    tables.state[DEFICIT:OK] = shortages
+    resize_if_possible(tables, step.rows, torch.maximum(wanted, counts), path=path)
     if not bool(met(tables)):
         return
     table = tables.table[rows]

@@ -25,7 +25,7 @@ class CrowdedCache(RuleBasedStateMachine):
         torch.manual_seed(0)
         shape, policies = CacheShape(1, 4, 2, 64), [policy_named(name) for name in NAMES]
         means = torch.zeros(1, 2, 64)
-        self.cache = KVCache(shape, policies, slots=SLOTS, memory_bytes=240_000, max_tokens=LONGEST, key_means=means)
+        self.cache = KVCache(shape, policies, slots=SLOTS, memory_bytes=100_000, max_tokens=LONGEST, key_means=means)
         self.running: list[int] = []
 
     def _pages(self) -> int:

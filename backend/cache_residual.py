@@ -45,6 +45,9 @@ def _flush(cache: KVCache, slot: int) -> None:
     assert isinstance(budget, Residual)
     rows = pg.rows_of(cache.tables, torch.tensor([slot], device=cache.pool.device)).flatten()
     before = cache.tables.counts[rows]
+    held = int(before[0, 0])
+    if held < budget.recent:
+        return  # a step that was short of pages is tried again, and its window has been flushed
     block = torch.tensor([0, budget.block], dtype=torch.int32, device=rows.device)
     pg.resize_if_possible(cache.tables, rows, before + block, path=cache.path)
     if not cache.met:
@@ -56,7 +59,7 @@ def _flush(cache: KVCache, slot: int) -> None:
     page, place = (each.T.contiguous() for each in locate(table, oldest + before[:, 1:], LOW, low))
     store(cache.pool, low, page, place, tokens, errors=cache.errors, path=cache.path)
 
-    rest = torch.arange(budget.block, int(before[0, 0]), device=device).expand(len(rows), -1)
+    rest = torch.arange(budget.block, held, device=device).expand(len(rows), -1)
     bookkeeping.copy_tokens(
         cache.pool, high, locate(table, rest, HIGH, high), locate(table, rest - budget.block, HIGH, high)
     )

@@ -197,3 +197,12 @@ def test_bad_construction_says_why() -> None:
         KVCache(SHAPE, [policy_named("leankv-r")], slots=1, memory_bytes=1 << 20, max_tokens=64)
     with pytest.raises((ValueError, TypeError), match="live"):
         cache_of("quest")
+
+
+def test_a_step_tried_again_flushes_a_window_once() -> None:
+    cache, text = cache_of("kivi:bits=4,residual=64"), Text(120)
+    cache.admit(0, 64)
+    text.prefill(cache, 0, 64, 64)
+    for _ in range(2):
+        cache.prepare_step([0])
+        assert cache.tables.counts[0].tolist() == [32, 32]

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from leankv.simulator.sweep import Knee
+from leankv.simulator.sweep import knee as knee_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -38,16 +41,6 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Knee:
-    """The highest rate at which a policy still serves `ATTAINMENT` of the requests within their SLOs."""
-
-    policy: str
-    rate_rps: float
-    goodput_rps: float
-    reached: bool  # False: the sweep ended before the policy gave way, so the knee lies above `rate_rps`
-
-
-@dataclass(frozen=True)
 class Flip:
     """Between two neighbouring rates of the sweep the leader changes."""
 
@@ -69,18 +62,8 @@ def policies_of(sweep: pa.Table) -> list[str]:
 
 
 def knee(rows: Sequence[dict[str, Any]]) -> Knee | None:
-    """The knee in one policy's rows (by rising rate), interpolated; None if the lowest rate is past it already."""
-    last = None
-    for row in rows:
-        share = row["attainment"]
-        if share < ATTAINMENT:
-            if last is None:
-                return None
-            way = (last["attainment"] - ATTAINMENT) / (last["attainment"] - share)
-            rate = last["offered_rps"] + way * (row["offered_rps"] - last["offered_rps"])
-            return Knee(row["policy"], rate, ATTAINMENT * rate, True)
-        last = row
-    return Knee(last["policy"], last["offered_rps"], last["goodput_rps"], False) if last else None
+    """Where `ATTAINMENT` ends in one policy's rows (by rising rate); None if the lowest rate is past it already."""
+    return knee_of(rows, ATTAINMENT)
 
 
 def leader(rows: Sequence[dict[str, Any]]) -> str:

@@ -103,7 +103,7 @@ class MemoryModel:
 
     @cached_property
     def page_bytes(self) -> int:
-        """Bytes of a page: 16 tokens where the pool has one format, else a size found for all of its formats."""
+        """Bytes of a page: for 16 tokens where the pool has one format, else a size found for all of its formats."""
         formats = self._formats
         if len(formats) > 1:
             return page_bytes_for(self.model.head_dim, formats, self.policy.bookkeeping)
@@ -229,9 +229,8 @@ class MemoryModel:
         return tuple(dict.fromkeys([*formats, FP16] if self.policy.staged else formats))
 
     def _tokens_of(self, format: KVFormat) -> int:
-        if len(self._formats) == 1 and format.key_axis == "token":
-            return UNIFORM_PAGE_TOKENS
-        return layout_of(format, self.model.head_dim, self.page_bytes, self.policy.bookkeeping).tokens
+        size = self.page_bytes - 2 * self.model.head_dim * self.policy.page_vectors
+        return layout_of(format, self.model.head_dim, size, self.policy.bookkeeping).tokens
 
     @cached_property
     def _staging_tokens(self) -> int:

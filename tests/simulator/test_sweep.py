@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leankv.serving.devices import device_named
+from leankv.serving.errors import InputError
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
 from leankv.simulator import sweep_points
@@ -19,6 +22,7 @@ from leankv.simulator.run import simulate
 from leankv.simulator.sweep import attainment, knee, offered_rps, sweep_row
 from leankv.simulator.sweep_points import PointStore, SweepPoint, content_hash, simulate_points
 from leankv.traces.open import open_trace
+from leankv.traces.trace import Trace
 from leankv.traces.transforms import rate_scale
 
 
@@ -86,6 +90,22 @@ def test_processes_give_the_summaries_of_one_and_a_point_that_fails_does_not_end
     assert outcomes[points[1]].summary is None
     assert "llama-3-70b does not fit" in (outcomes[points[1]].error or "") and not outcomes[points[1]].defect
     assert shares[-1] == 1.0 and shares == sorted(shares)
+
+
+def test_a_defect_is_told_as_one_and_a_killed_worker_is_the_machines_want() -> None:
+    point, no_trace = SweepPoint(config(), 1.0), cast(Trace, None)
+    (outcome,) = simulate_points([point], no_trace, 1, lambda share: None)
+    assert outcome.defect and outcome.summary is None and (outcome.error or "").startswith("AttributeError: ")
+
+    with pytest.raises(InputError, match="run again with fewer --workers"):
+        list(simulate_points([point], cast(Trace, EndsItsReader()), 1, lambda share: None))
+
+
+class EndsItsReader:
+    """Whatever process unpickles it is gone."""
+
+    def __reduce__(self) -> tuple[Callable[[int], Any], tuple[int]]:
+        return os._exit, (1,)
 
 
 def test_a_kept_point_is_read_back_only_for_the_same_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,10 +34,10 @@ def main() -> None:
                 with NoReadBack():
                     found = by_threshold(*asked, path="triton")  # type: ignore[arg-type]
                 assert torch.equal(found, by_threshold(*asked, path="reference")), (tokens, variant)  # type: ignore[arg-type]
-            for shares in ((0.0, 1.0), (0.1, 0.4)):
-                with NoReadBack():
-                    found = by_mass(*given, length, *shares, 10, path="triton")
-                assert torch.equal(found, by_mass(*given, length, *shares, 10, path="reference")), (tokens, shares)
+        for shares in ((0.0, 1.0), (0.1, 0.4)):
+            with NoReadBack():
+                found = by_mass(*given, lengths, *shares, 10, path="triton")
+            assert torch.equal(found, by_mass(*given, lengths, *shares, 10, path="reference")), (tokens, shares)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,17 @@ NAMES = (
     "leankv:alpha_high=1.5,alpha_low=0.7,window=8",
     "streaming-llm:sink=2,recent=9",
     "h2o:heavy=0.3,recent=0.2",
+    "leankv-r:recompress_every=2,prune=0.1,low_mass=0.5,window=4",
+    "kivi:bits=4,residual=32",
 )
 SHAPE = CacheShape(1, 2, 1, 64)
-PROMPT, STEPS = 20, 4
+PROMPT, STEPS = 34, 3
 
 
 def _cache(path: Form) -> KVCache:
     policies = [policy_named(name) for name in NAMES]
-    return KVCache(SHAPE, policies, slots=5, memory_bytes=1 << 19, max_tokens=40, path=path)
+    means = torch.randn(1, 1, 64, generator=torch.Generator().manual_seed(2))
+    return KVCache(SHAPE, policies, slots=6, memory_bytes=1 << 19, max_tokens=48, key_means=means, path=path)
 
 
 def _run(path: Form) -> tuple[KVCache, list[torch.Tensor]]:
@@ -42,7 +45,7 @@ def _run(path: Form) -> tuple[KVCache, list[torch.Tensor]]:
 
     for slot in range(len(NAMES)):
         cache.admit(slot, PROMPT, policy=slot)
-        for tokens in (12, 8):
+        for tokens in (20, 14):
             cache.begin_chunk(slot, tokens)
             cache.prefix(slot, 0)
             cache.store_chunk(slot, 0, 2 * draw(tokens, 2), draw(tokens, 1), draw(tokens, 1), 0.125)

@@ -1,10 +1,11 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def,assignment"
+# ruff: noqa: RUF005 (Triton adds tuples, but does not unpack them)
 """The Triton kernels of decode attention.
 
-`split_kernel`: one warp takes a run of tiles of one tier for up to eight query heads of a KV head. Rows 0 to 7 of its
-16-row operands are the heads' float16 queries, rows 8 to 15 what float16 lost of them, so the tensor cores' padding buys
-nearly float32 queries; the same for probabilities. Scales and zeros are applied to the products: (q . code) * s +
-z * sum(q), and probability times s before the values' codes. All logits are in base 2.
+`split_kernel`: a program takes a run of tiles of one tier for up to eight query heads of a KV head. Rows 0 to 7 of its
+16-row operands are the heads' float16 queries, rows 8 to 15 what float16 lost of them, so the padding that the tensor
+cores want buys nearly float32 queries; the same for probabilities. Scales and zeros are applied to the products:
+(q . code) * s + z * sum(q), and probability times s before the values' codes. All logits are in base 2.
 """
 
 from __future__ import annotations
@@ -33,22 +34,30 @@ from leankv.kernels.triton_codecs import (
 
 
 @triton.jit
-def halves(x, part):
-    """float16 [16, n]: x in the rows where part is 0, what that loses in the others."""
-    high = x.to(tl.float16)
-    return tl.where(part[:, None] == 0, high, (x - high.to(tl.float32)).to(tl.float16))
+def folded(x, COLUMNS: tl.constexpr):
+    """[8, n] out of [16, n]: row r plus row r + 8."""
+    return tl.sum(tl.reshape(x, (2, 8, COLUMNS)), 0)
 
 
 @triton.jit
-def folded(x, COLUMNS: tl.constexpr):
-    """[16, n]: rows r and r + 8 each become their sum."""
-    total = tl.sum(tl.reshape(x, (2, 8, COLUMNS)), 0)
-    return tl.reshape(tl.broadcast_to(total[None, :, :], (2, 8, COLUMNS)), (16, COLUMNS))
+def unfolded(x, COLUMNS: tl.constexpr):
+    """float16 [16, n] out of float32 [8, n]: rows 0 to 7 are x, rows 8 to 15 what float16 loses of it."""
+    high = x.to(tl.float16)
+    low = (x - high.to(tl.float32)).to(tl.float16)
+    # Not tl.join: it makes Triton choose an operand layout of four neighbours, which costs shuffles.
+    is_high = (tl.arange(0, 2) == 0)[:, None, None]
+    return tl.reshape(tl.where(is_high, high[None, :, :], low[None, :, :]), (16, COLUMNS))
+
+
+@triton.jit
+def twice(x):
+    """[16] out of [8]: x and x again."""
+    return tl.reshape(tl.broadcast_to(x[None, :], (2, 8)), (16,))
 
 
 @triton.jit
 def query_plane(query, row_mask, PART: tl.constexpr, PLANE: tl.constexpr):
-    """float32 [16, columns]: the channels of the query that a plane's codes meet."""
+    """float32 [8, columns]: the channels of the query that a plane's codes meet."""
     _word, _copy, there = columns_of(PART)
     channel = channels_of(PART, PLANE)
     mask = row_mask[:, None] & there[None, :]
@@ -56,29 +65,29 @@ def query_plane(query, row_mask, PART: tl.constexpr, PLANE: tl.constexpr):
 
 
 @triton.jit
-def query_planes(query, row_mask, part, CODEC: tl.constexpr):
+def query_planes(query, row_mask, CODEC: tl.constexpr):
     """All planes of the query, weighted, as float16 halves; and the sums of the query by key group."""
     planes_of_query = ()
     sums = ()
     for _g in tl.static_range(of(CODEC, "key_groups")):
-        sums = sums + (tl.zeros((16,), tl.float32),)
+        sums = sums + (tl.zeros((8,), tl.float32),)
     for p in tl.static_range(key_parts(CODEC)):
         for i in tl.static_range(planes(key_part(CODEC, p))):
             x = query_plane(query, row_mask, key_part(CODEC, p), plane(key_part(CODEC, p), i))
             if of(CODEC, "key_groups") > 0:
                 sums = _added(sums, tl.sum(x, 1), p, CODEC, i)
             planes_of_query = planes_of_query + (
-                halves(x * of(plane(key_part(CODEC, p), i), "weight"), part),
+                unfolded(x * of(plane(key_part(CODEC, p), i), "weight"), of(key_part(CODEC, p), "columns")),
             )
     return planes_of_query, sums
 
 
 @triton.jit
-def _added(sums, x, P: tl.constexpr, CODEC: tl.constexpr, I: tl.constexpr):
-    """`sums` with x added to the group of plane I of part P; third bits (parts of weight 4) count no channel twice."""
+def _added(sums, x, PART: tl.constexpr, CODEC: tl.constexpr, PLANE: tl.constexpr):
+    """`sums` with x added to the group of a plane; third bits count no channel twice."""
     result = ()
     for g in tl.static_range(of(CODEC, "key_groups")):
-        if of(plane(key_part(CODEC, P), I), "group") == g and not is_third_bits(CODEC, P):
+        if of(plane(key_part(CODEC, PART), PLANE), "group") == g and not is_third_bits(CODEC, PART):
             result = result + (sums[g] + x,)
         else:
             result = result + (sums[g],)
@@ -92,9 +101,11 @@ def is_third_bits(codec, index):
 
 
 @triton.jit
-def logits_of(pool16, pool32, page, place, valid, query_16, sums, CODEC: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr):
-    """float32 [16, TILE]: query times key, scales and zeros applied, not yet scaled by the softmax's factor."""
-    total = tl.zeros((16, TILE), tl.float32)
+def logits_of(
+    pool16, pool32, page, place, valid, query_16, sums, CODEC: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr
+):
+    """float32 [8, TILE]: query times key, scales and zeros applied, not yet scaled by the softmax's factor."""
+    total = tl.zeros((8, TILE), tl.float32)
     for g in tl.static_range(groups_or_one(CODEC)):
         product = tl.zeros((16, TILE), tl.float32)
         for p in tl.static_range(key_parts(CODEC)):
@@ -110,14 +121,14 @@ def logits_of(pool16, pool32, page, place, valid, query_16, sums, CODEC: tl.cons
                     )
                     mine = query_16[planes_before(of(CODEC, "key_parts"), p) + i]
                     product = tl.dot(mine, tl.trans(codes), product)
-        product = folded(product, TILE)
+        folded_product = folded(product, TILE)
         if of(CODEC, "is_float"):
-            total = product
+            total = folded_product
         else:
             pair = tl.load(
                 pool32 + page // 2 + of(CODEC, "key_meta") + place * of(CODEC, "key_groups") + g, mask=valid, other=0
             )
-            total += product * scale_of(pair)[None, :] + sums[g][:, None] * zero_of(pair)[None, :]
+            total += folded_product * scale_of(pair)[None, :] + sums[g][:, None] * zero_of(pair)[None, :]
     return total
 
 
@@ -128,12 +139,12 @@ def groups_or_one(codec):
 
 @triton.jit
 def channel_logits_of(
-    pool16, pool32, page, place, valid, query, row_mask, part, CODEC: tl.constexpr, HEAD_DIM: tl.constexpr,
+    pool16, pool32, page, place, valid, query, row_mask, CODEC: tl.constexpr, HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """As `logits_of` for keys scaled per channel over this tile's 32 tokens: the scales go into the query."""
     product = tl.zeros((16, TILE), tl.float32)
-    constant = tl.zeros((16,), tl.float32)
+    constant = tl.zeros((8,), tl.float32)
     meta = pool32 + page // 2 + of(CODEC, "key_meta") + tl.min(place) // TILE * HEAD_DIM
     for p in tl.static_range(key_parts(CODEC)):
         words = words_of(pool16, page + place * of(key_part(CODEC, p), "row_words"), valid, key_part(CODEC, p))
@@ -148,7 +159,7 @@ def channel_logits_of(
             codes = codes_of(
                 words, of(key_part(CODEC, p), "bits"), of(plane(key_part(CODEC, p), i), "shift"), False, ASM
             )
-            product = tl.dot(halves(scaled, part), tl.trans(codes), product)
+            product = tl.dot(unfolded(scaled, of(key_part(CODEC, p), "columns")), tl.trans(codes), product)
     return folded(product, TILE) + constant[:, None]
 
 
@@ -161,25 +172,37 @@ def no_values(CODEC: tl.constexpr):
             sums = sums + (tl.zeros((16, of(value_part(CODEC, p), "columns")), tl.float32),)
     zeros = ()
     for _g in tl.static_range(of(CODEC, "value_groups")):
-        zeros = zeros + (tl.zeros((16,), tl.float32),)
+        zeros = zeros + (tl.zeros((8,), tl.float32),)
     return sums, zeros
 
 
 @triton.jit
 def with_values(
-    pool16, pool32, page, place, valid, weights, part, decay, sums, zeros, CODEC: tl.constexpr, ASM: tl.constexpr
+    pool16,
+    pool32,
+    page,
+    place,
+    valid,
+    weights,
+    decay,
+    sums,
+    zeros,
+    CODEC: tl.constexpr,
+    TILE: tl.constexpr,
+    ASM: tl.constexpr,
 ):
-    """The sums of `no_values`, decayed, plus those of this tile under `weights` float32 [16, TILE]."""
+    """The sums of `no_values`, decayed, plus those of this tile under `weights` float32 [8, TILE]."""
     scaled = ()
     new_zeros = ()
     for g in tl.static_range(of(CODEC, "value_groups")):
         pair = tl.load(
             pool32 + page // 2 + of(CODEC, "value_meta") + place * of(CODEC, "value_groups") + g, mask=valid, other=0
         )
-        scaled = scaled + (halves(weights * scale_of(pair)[None, :], part),)
+        scaled = scaled + (unfolded(weights * scale_of(pair)[None, :], TILE),)
         new_zeros = new_zeros + (zeros[g] * decay + tl.sum(weights * zero_of(pair)[None, :], 1),)
     if of(CODEC, "is_float"):
-        scaled = (halves(weights, part),)
+        scaled = (unfolded(weights, TILE),)
+    decay_16 = twice(decay)
     new_sums = ()
     for p in tl.static_range(value_parts(CODEC)):
         words = words_of(pool16, page + place * of(value_part(CODEC, p), "row_words"), valid, value_part(CODEC, p))
@@ -191,14 +214,14 @@ def with_values(
                 of(CODEC, "is_float"),
                 ASM,
             )
-            before = sums[planes_before(of(CODEC, "value_parts"), p) + i] * decay[:, None]
+            before = sums[planes_before(of(CODEC, "value_parts"), p) + i] * decay_16[:, None]
             new_sums = new_sums + (tl.dot(scaled[of(plane(value_part(CODEC, p), i), "group")], codes, before),)
     return new_sums, new_zeros
 
 
 @triton.jit
-def store_partial(partial, row_mask, part, total, sums, zeros, CODEC: tl.constexpr):
-    """Write the normalised output of a split; `partial`: address of each of 16 rows."""
+def store_partial(partial, row_mask, total, sums, zeros, CODEC: tl.constexpr):
+    """Write the normalised output of a split; `partial`: address of each of 8 rows."""
     inverse = tl.where(total > 0, 1.0 / total, 0.0)
     for p in tl.static_range(value_parts(CODEC)):
         _word, _copy, there = columns_of(value_part(CODEC, p))
@@ -208,21 +231,21 @@ def store_partial(partial, row_mask, part, total, sums, zeros, CODEC: tl.constex
             if of(CODEC, "value_groups") > 0:
                 x += zeros[of(plane(value_part(CODEC, p), i), "group")][:, None]
             channel = channels_of(value_part(CODEC, p), plane(value_part(CODEC, p), i))
-            mask = (row_mask & (part == 0))[:, None] & there[None, :]
+            mask = row_mask[:, None] & there[None, :]
             tl.store(partial[:, None] + channel[None, :], x * inverse[:, None], mask=mask)
 
 
 @triton.jit
 def attend(
-    pool16, pool32, query, row_mask, part, table, column_step, count, first, last, scale, partial, weights, maxima,
+    pool16, pool32, query, row_mask, table, column_step, count, first, last, scale, partial, weights, maxima,
     CODEC: tl.constexpr, PAGE_WORDS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
     KEEP_WEIGHTS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Attention over tiles `first` to `last` of a tier of `count` tokens; returns its logsumexp [16], base 2."""
+    """Attention over tiles `first` to `last` of a tier of `count` tokens; returns its logsumexp [8], base 2."""
     if not of(CODEC, "per_channel"):
-        query_16, query_sums = query_planes(query, row_mask, part, CODEC)
-    highest = tl.full((16,), float("-inf"), tl.float32)
-    total = tl.zeros((16,), tl.float32)
+        query_16, query_sums = query_planes(query, row_mask, CODEC)
+    highest = tl.full((8,), float("-inf"), tl.float32)
+    total = tl.zeros((8,), tl.float32)
     sums, zeros = no_values(CODEC)
     offset = tl.arange(0, TILE)
     for tile in range(first, last):
@@ -237,9 +260,7 @@ def attend(
             place = token - number * of(CODEC, "tokens")
             page = tl.load(table + number * column_step, mask=valid, other=0).to(tl.int64) * PAGE_WORDS
         if of(CODEC, "per_channel"):
-            logits = channel_logits_of(
-                pool16, pool32, page, place, valid, query, row_mask, part, CODEC, HEAD_DIM, TILE, ASM
-            )
+            logits = channel_logits_of(pool16, pool32, page, place, valid, query, row_mask, CODEC, HEAD_DIM, TILE, ASM)
         else:
             logits = logits_of(pool16, pool32, page, place, valid, query_16, query_sums, CODEC, TILE, ASM)
         logits = tl.where(valid[None, :], logits * scale, float("-inf"))
@@ -249,15 +270,13 @@ def attend(
         highest = new_highest
         total = total * decay + tl.sum(probabilities, 1)
         sums, zeros = with_values(
-            pool16, pool32, page, place, valid, probabilities, part, decay, sums, zeros, CODEC, ASM
+            pool16, pool32, page, place, valid, probabilities, decay, sums, zeros, CODEC, TILE, ASM
         )
         if KEEP_WEIGHTS:
-            kept = row_mask & (part == 0)
-            tl.store(
-                weights[:, None] + token[None, :], probabilities.to(tl.float16), mask=kept[:, None] & valid[None, :]
-            )
-            tl.store(maxima + tile, highest, mask=kept)
-    store_partial(partial, row_mask, part, total, sums, zeros, CODEC)
+            here = row_mask[:, None] & valid[None, :]
+            tl.store(weights[:, None] + token[None, :], probabilities.to(tl.float16), mask=here)
+            tl.store(maxima + tile, highest, mask=row_mask)
+    store_partial(partial, row_mask, total, sums, zeros, CODEC)
     return tl.where(total > 0, highest + tl.log2(total), float("-inf"))
 
 
@@ -289,12 +308,9 @@ def split_kernel(
     request = tl.program_id(0) // (BLOCKS * KV_HEADS)
     split = tl.program_id(1)
 
-    row = tl.arange(0, 16)
-    part = row // 8
-    in_group = block * 8 + row % 8
+    in_group = block * 8 + tl.arange(0, 8)
     row_mask = in_group < GROUP
     query_row = (request * KV_HEADS + head) * GROUP + in_group
-    kept = row_mask & (part == 0)
 
     slot = tl.load(slots + request)
     held = slot >= 0
@@ -313,7 +329,7 @@ def split_kernel(
 
     lse = partial_lse + query_row.to(tl.int64) * splits + split
     if split >= for_high + for_low:
-        tl.store(lse, tl.full((16,), float("-inf"), tl.float32), mask=kept)
+        tl.store(lse, tl.full((8,), float("-inf"), tl.float32), mask=row_mask)
     else:
         tier = (split >= for_high).to(tl.int32)
         count = tl.where(tier == 0, high, low)
@@ -332,11 +348,11 @@ def split_kernel(
         for c in tl.static_range(codecs_in(CODECS)):
             if format == c:
                 found = attend(
-                    pool16, pool32, my_query, row_mask, part, table, 1 - 2 * tier, count, first, last, scale,
+                    pool16, pool32, my_query, row_mask, table, 1 - 2 * tier, count, first, last, scale,
                     my_partial, my_weights, my_maxima, codec_number(CODECS, c), PAGE_WORDS, HEAD_DIM, TILE,
                     KEEP_WEIGHTS, ASM,
                 )  # fmt: skip
-                tl.store(lse, found, mask=kept)
+                tl.store(lse, found, mask=row_mask)
 
 
 @triton.jit

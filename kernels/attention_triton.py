@@ -22,14 +22,21 @@ from leankv.kernels.rotation_triton import rotate_queries
 
 if TYPE_CHECKING:
     from leankv.kernels.attention import LayerCache
+    from leankv.serving.pages import PageLayout
 
 TILE = 32
 LEAST_TILES = 4
 PROGRAMS_A_MULTIPROCESSOR = 48
 MOST_SPLITS = 128
 CONTRIBUTION_BLOCK = 1024
-NUM_WARPS = 1
-NUM_STAGES = 3
+NUM_STAGES = 5
+"""Five give two tiles in shared memory: one is read while the other arrives (two stages go to the page number)."""
+
+
+def warps_for(layouts: tuple[PageLayout, ...]) -> int:
+    """Warps a program: one needs no barriers, as long as its registers hold a tile's sums (see `compile_report.py`)."""
+    wide = any(layout.format.k_bits == 16 or layout.format.key_axis == "channel" for layout in layouts)
+    return max(1, layouts[0].head_dim // 128) * (2 if wide and layouts[0].head_dim > 64 else 1)
 
 
 def splits_for(batch: int, heads: int, kv_heads: int, capacity: int, multiprocessors: int) -> int:
@@ -109,7 +116,7 @@ def decode_attention(
         KEEP_WEIGHTS=contributions is not None,
         ASM=not interpreted(),
         **counting,
-        num_warps=NUM_WARPS,
+        num_warps=warps_for(cache.layouts),
         num_stages=NUM_STAGES,
     )
     merge_kernel[(batch * heads,)](
@@ -147,5 +154,3 @@ def decode_attention(
 def interpreted() -> bool:
     """Whether Triton runs its kernels in its CPU interpreter in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-

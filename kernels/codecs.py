@@ -26,8 +26,8 @@ class Plane:
     """Codes at `shift` bits of a part's words.
 
     Column j stands for channel `channel` + 2 * (j % padded) (+ 1 in the second copy; j alone for 16 bits), in group
-    `group`. `weight` is what the plane's products are multiplied by: codes are masked but not shifted within their byte,
-    so they come 2^(shift % 8) times too large; third bits count four; e4m3 read as float16 comes 256 times too small.
+    `group`. `weight` is what the plane's products are multiplied by: codes are masked but not shifted within their
+    byte, so they come 2^(shift % 8) times too large; third bits count four; e4m3 read as float16 is 256 times small.
     """
 
     shift: int

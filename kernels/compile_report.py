@@ -19,8 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from leankv.kernels import attention_kernels, attention_triton
+from leankv.kernels import attention_kernels, attention_triton, rotation_triton, store_kernels, store_triton
 from leankv.kernels.codecs import codec_of
+from leankv.kernels.transforms import rotation_block
 from leankv.serving.formats import FP8, FP16, K3V2, K4V2, K4V4, K8V4, KIVI2, KVFormat
 from leankv.serving.pages import layout_of, page_bytes_for
 
@@ -47,7 +48,8 @@ class Compiled:
     """What came out for one GPU architecture.
 
     `spilled_bytes` is local memory (stack included); `loads` counts the widths in bytes of loads from device memory, to
-    registers and to shared memory; `loop` is the number of machine instructions in the longest loop with matrix products.
+    registers and to shared memory; `loop` is the number of machine instructions of the longest loop that multiplies
+    matrices.
     """
 
     name: str
@@ -80,7 +82,16 @@ def attention_variant(formats: tuple[KVFormat, ...], head_dim: int, group: int, 
         "tier_formats": "*i32", "slots": "*i32", "partial": "*fp32", "partial_lse": "*fp32", "weights": "*fp16",
         "maxima": "*fp32",
     }  # fmt: skip
-    integers = ("table_slot", "table_head", "counts_slot", "counts_head", "capacity", "max_tiles", "max_pages", "splits")
+    integers = (
+        "table_slot",
+        "table_head",
+        "counts_slot",
+        "counts_head",
+        "capacity",
+        "max_tiles",
+        "max_pages",
+        "splits",
+    )
     constants = {
         "CODECS": tuple(codec_of(layout) for layout in layouts),
         "PAGE_WORDS": size // 2,
@@ -97,7 +108,7 @@ def attention_variant(formats: tuple[KVFormat, ...], head_dim: int, group: int, 
         attention_kernels.split_kernel,
         {**pointers, "scale": "fp32", **dict.fromkeys(integers, "i32")},
         constants,
-        attention_triton.NUM_WARPS,
+        attention_triton.warps_for(layouts),
         attention_triton.NUM_STAGES,
     )
 
@@ -118,6 +129,46 @@ def other_variants() -> Iterator[Variant]:
         {**pointers, "contributions": "*fp32", **dict.fromkeys(integers, "i32")},
         {"GROUP": 4, "KV_HEADS": 8, "TILE": attention_triton.TILE, "BLOCK": attention_triton.CONTRIBUTION_BLOCK},
     )
+
+
+def _rotation() -> Variant:
+    arguments = {"query": "*fp16", "rotated_slots": "*i32", "slots": "*i32", "out": "*fp32", "heads": "i32"}
+    shape = {"HEAD_DIM": 128, "PADDED": 128, "BLOCK": 128, "ROWS": rotation_triton.ROWS}
+    return Variant("attention: rotate queries", rotation_triton.queries_kernel, arguments, shape)
+
+
+def store_variants(format: KVFormat, head_dim: int, rotated: bool = False) -> Iterator[Variant]:
+    """Storing and gathering one format; keys per channel have a kernel of their own."""
+    layout = layout_of(format, head_dim, page_bytes_for(head_dim, (format, K4V2)))
+    constants = store_triton.layout_constants(layout)
+    pool = {"pool8": "*u8", "pool16": "*i16", "pool32": "*i32", "pages": "*i32", "places": "*i64"}
+    transform = {"CENTRED": rotated, "BLOCK": rotation_block(head_dim) if rotated else 0}
+    name = f"{format.name} {head_dim}{' centred, rotated' if rotated else ''}"
+    strides = dict.fromkeys(("key_token", "key_head", "value_token", "value_head"), "i32")
+    given = {"keys": "*fp16", "values": "*fp16", "scores": "*fp32", "positions": "*i32"}
+    beside = {"mean": "*fp32", "errors": "*i32", "heads": "i32"}
+    yield Variant(
+        f"store {name}",
+        store_kernels.store_kernel,
+        {**pool, **given, **beside, "rows": "i32", **strides},
+        {**transform, **constants, "ROWS": store_triton.ROWS},
+    )
+    found = {"keys": "*fp32", "values": "*fp32", "scores": "*fp32", "positions": "*i32"}
+    group = format.group_tokens
+    yield Variant(
+        f"gather {name}", store_kernels.gather_kernel, {**pool, **found}, {**constants, "GROUP_TOKENS": group}, 1
+    )
+    if format.key_axis == "channel":
+        shape = {key: constants[key] for key in ("PAGE_BYTES", "HEAD_DIM", "PADDED")}
+        place = {"BITS": format.k_bits, "START": constants["K_START"], "META": constants["K_META"], "GROUP": group}
+        arguments = {n: t for n, t in pool.items() if n != "pool16"} | {"keys": "*fp16"} | beside
+        arguments |= {"key_token": "i32", "key_head": "i32"}
+        yield Variant(
+            f"store key groups {name}",
+            store_kernels.store_key_groups_kernel,
+            arguments,
+            {**transform, **shape, **place},
+        )
 
 
 def variants() -> Iterator[Variant]:

@@ -41,7 +41,8 @@ def quantize(x: Tensor, bits: int, groups: int = 1, path: Path = "torch") -> Qua
     """
     require_finite(x)
     form = quantization_reference if path == "reference" else quantization_torch
-    return Quantized(*form.quantize(x.float(), bits, groups), bits)
+    codes, scale, zero = form.quantize(x.float(), bits, groups)
+    return Quantized(codes, scale, zero, bits)
 
 
 def dequantize(quantized: Quantized) -> Tensor:

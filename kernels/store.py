@@ -43,7 +43,7 @@ def store(
     Scores and positions are written where the layout keeps them.
 
     Raises ValueError if a token that is written is not finite. The Triton form cannot raise without waiting for the
-    device: it adds the number of such rows to `errors` int32 [1] (required), and stores zeros in their place.
+    device: it adds the number of such rows to `errors` int32 [1] (required), and stores zeros for what is not finite.
     """
     n, heads, head_dim = tokens.keys.shape
     assert tokens.values.shape == (n, heads, head_dim) and head_dim == layout.head_dim

@@ -2,7 +2,8 @@
 """Device functions that read packed codes: 16-bit words to float16 codes, and scales and zeros to float32.
 
 Codes become float16 through the exponent: bits or-ed into the mantissa of 1024 give 1024 + code, exactly. On a GPU two
-words go through one 32-bit instruction (inline assembly, which Triton's interpreter does not run: `ASM` is False there).
+words go through one 32-bit instruction (inline assembly, which Triton's interpreter cannot run: `ASM` is False
+there).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def codes_of(words, BITS: tl.constexpr, SHIFT: tl.constexpr, IS_FLOAT: tl.conste
 
 @triton.jit
 def columns_of(PART: tl.constexpr):
-    """Of a part's columns: the word each reads, which byte of it (None-like 0 without copies), and whether it counts."""
+    """Of a part's columns: the word each reads, which copy it belongs to, and whether it counts."""
     column = tl.arange(0, of(PART, "columns"))
     word = column % of(PART, "padded")
     copy = column // of(PART, "padded")

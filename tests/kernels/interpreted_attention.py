@@ -1,0 +1,91 @@
+"""Run under TRITON_INTERPRET=1: the attention kernels against float64, on tiny caches. Prints one line a case."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import filled_caches as caches
+
+from leankv.kernels.attention import decode_attention
+from leankv.kernels.attention_triton import decode_workspace
+from leankv.serving.formats import FORMATS, FP8, FP16, K3V2, K4V2, K4V2_24, K4V4, K8V4, KIVI2, KIVI4, KVFormat
+
+TOLERANCE = 2e-3
+
+
+def check(name: str, filled: caches.Filled, group: int, splits: int, dtype: torch.dtype = torch.float16) -> None:
+    """Poisoned outputs and workspace, then the error of output and contributions."""
+    cache, lengths = filled.cache, filled.lengths
+    batch, heads, head_dim = len(lengths), cache.kv_heads * group, cache.head_dim
+    query = torch.randn(batch, heads, head_dim, generator=torch.Generator().manual_seed(3)).to(dtype)
+    capacity = max(high + low for row in lengths for high, low in row) + 3
+    workspace = decode_workspace(batch, heads, cache.kv_heads, head_dim, capacity, splits, "cpu")
+    for buffer in vars(workspace).values():
+        buffer.fill_(float("nan"))
+    output = torch.full((batch, heads, head_dim), float("nan"))
+    contributions = torch.full((batch, cache.kv_heads, capacity), float("nan"))
+    slots = torch.arange(batch, dtype=torch.int32)
+    scale = head_dim**-0.5
+    decode_attention(query, cache, slots, scale, output, contributions, workspace, path="triton")
+    expected, shares = caches.attention64(filled, query.float(), scale)
+    error = float((output.double() - expected).abs().max() / expected.abs().max())
+    worst = 0.0
+    for s, row in enumerate(lengths):
+        for h, (high, low) in enumerate(row):
+            difference = (contributions[s, h, : high + low].double() - shares[s][h]).abs().max()
+            assert not bool(difference.isnan()), f"{name}: a contribution was not written"
+            worst = max(worst, float(difference))
+            assert bool(contributions[s, h, high + low :].isnan().all()), f"{name}: wrote beyond the tokens held"
+    print(f"{name}: output error {error:.1e}, contributions {worst:.1e}", flush=True)
+    assert error <= TOLERANCE and worst <= TOLERANCE, name
+
+
+def formats(head_dims: tuple[int, ...], chosen: tuple[KVFormat, ...]) -> None:
+    for head_dim in head_dims:
+        for format in chosen:
+            layouts = caches.layouts_for((format, K4V2), head_dim)
+            count = 32 if format.key_axis == "channel" else 37
+            check(f"{format.name}-{head_dim}", caches.filled_cache(layouts, [(0, 1)], [[(count, 3)]]), 3, 2)
+
+
+def groups() -> None:
+    layouts = caches.layouts_for((K8V4, K4V2), 64)
+    for group in (1, 2, 4, 7, 8, 9):
+        filled = caches.filled_cache(layouts, [(0, 1)], [[(33, 2)]], amplitude=328)
+        check(f"group-{group}", filled, group, 2)
+
+
+def lengths() -> None:
+    layouts = caches.layouts_for((K8V4, K4V2), 128)
+    high, low = layouts[0].tokens, layouts[1].tokens
+    ragged = [[(1, 0)], [(0, 1)], [(high, 0)], [(high + 1, low + 1)], [(0, low)], [(3 * high - 1, 2)]]
+    check("lengths", caches.filled_cache(layouts, [(0, 1)] * len(ragged), ragged), 2, 3)
+
+
+def policies() -> None:
+    layouts = caches.layouts_for((FP16, K8V4, K4V2, K4V4, K3V2, KIVI2), 64)
+    tiers = [(0, -1), (1, 2), (3, 4), (0, 5)]
+    held = [[(20, 0)], [(33, 10)], [(10, 20)], [(5, 32)]]
+    filled = caches.filled_cache(layouts, tiers, held, rotated=[False, False, True, False])
+    check("policies", filled, 2, 2, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    cases = sys.argv[1:] or ["formats", "groups", "lengths", "policies"]
+    everything = tuple(sorted(set(FORMATS.values()), key=lambda f: f.name))
+    if "formats" in cases:
+        formats((64,), everything)
+        formats((96,), (FP16, K3V2, K4V2_24, KIVI2, KIVI4))
+        formats((128,), (FP8, K8V4, K4V2, K3V2, KIVI4))
+        formats((256,), (K8V4, K4V2))
+    if "groups" in cases:
+        groups()
+    if "lengths" in cases:
+        lengths()
+    if "policies" in cases:
+        policies()

@@ -1,13 +1,13 @@
 """From a run's tables to its summary, with the names, units and definitions of `vllm bench serve`.
 
 TTFT = first token - arrival. E2EL = last token - arrival. TPOT = (E2EL - TTFT) / (n - 1), for requests of n > 1 tokens.
-ITL = each gap between two tokens of one request. Goodput counts a request only if it meets every SLO.
+ITL = each gap between two tokens of one request, those across a preemption included. Goodput counts a request only if it meets every SLO.
 Rates are over the duration from the first arrival to the last token. Percentiles interpolate linearly, as NumPy does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +26,17 @@ PS_PER_S = 1e12
 PS_PER_MS = 1e9
 
 
-def summarise(requests: pa.Table, segments: pa.Table, slo: Mapping[str, float]) -> dict[str, Any]:
+def summarise(
+    requests: pa.Table, segments: pa.Table, slo: Mapping[str, float], preemption_gaps_ps: Sequence[int] = ()
+) -> dict[str, Any]:
     """The serving metrics of one run.
 
     Args:
         requests: the table `requests` of a run (see `runs.py`).
         segments: the table `segments` of the same run; its gaps are weighted by the sequences that saw them.
         slo: milliseconds for "ttft", "tpot", "e2el"; a request without a TPOT (one token) meets any TPOT bound.
+        preemption_gaps_ps: from a token to the next one of its request, where it lost its cache in between; no step
+            of `segments` is such a gap.
     """
     done = requests.filter(_is(requests, "finished"))
     summary: dict[str, Any] = {
@@ -50,7 +54,7 @@ def summarise(requests: pa.Table, segments: pa.Table, slo: Mapping[str, float]) 
     for metric in ("ttft", "tpot", "e2el", "queue"):
         values = _numbers(done, f"{metric}_ms")
         summary |= _spread(metric, values[~np.isnan(values)])
-    summary |= _token_gaps(segments)
+    summary |= _token_gaps(segments, preemption_gaps_ps)
     summary["stable"] = is_stable(_numbers(done, "arrival_ps"), _numbers(done, "admitted_ps"))
     summary["intervals"] = intervals(done, meets_slo(done, slo), summary["request_throughput"])
     summary["interval_kind"] = bootstrap.KIND
@@ -75,7 +79,8 @@ def is_stable(arrival_ps: Floats, admitted_ps: Floats) -> bool:
     if len(arrival_ps) < 8:
         return True
     arrivals, admissions = np.sort(arrival_ps), np.sort(admitted_ps)
-    waiting = np.arange(1, len(arrivals) + 1) - np.searchsorted(admissions, arrivals, side="right")
+    arrived, admitted = (np.searchsorted(times, arrivals, side="right") for times in (arrivals, admissions))
+    waiting = arrived - admitted
     quarter = len(arrivals) // 4
     before, after = waiting[:quarter].mean(), waiting[-quarter:].mean()
     return bool(after <= UNSTABLE_GROWTH * before + 4 * np.sqrt(before + 1))
@@ -142,8 +147,10 @@ def _spread(metric: str, values: Floats) -> dict[str, float | None]:
     return dict(zip(names, map(float, figures), strict=True))
 
 
-def _token_gaps(segments: pa.Table) -> dict[str, float | None]:
+def _token_gaps(segments: pa.Table, preemption_gaps_ps: Sequence[int]) -> dict[str, float | None]:
     gaps, weights = token_gaps(segments)
+    preempted = np.asarray(preemption_gaps_ps, dtype=np.float64) / PS_PER_MS
+    gaps, weights = np.append(gaps, preempted), np.append(weights, np.ones(len(preempted)))
     if len(gaps) == 0:
         return _spread("itl", gaps)
     mean = np.average(gaps, weights=weights)

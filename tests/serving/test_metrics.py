@@ -55,6 +55,13 @@ def test_definitions() -> None:
     assert summary["mean_itl_ms"] == pytest.approx(10)
 
 
+def test_a_gap_across_a_preemption_is_an_inter_token_latency() -> None:
+    requests = request_rows([10], [110], [11])
+    summary = summarise(requests, segment_rows([(9, 10.0 * MS, 0.0, 1)]), {}, preemption_gaps_ps=[500 * MS])
+    assert summary["mean_itl_ms"] == pytest.approx((9 * 10 + 500) / 10)
+    assert summary["median_itl_ms"] == pytest.approx(10) and summary["p99_itl_ms"] == pytest.approx(500)
+
+
 def test_every_slo_must_hold() -> None:
     requests = request_rows([10, 10, 10], [20, 2000, 30], [2, 2, 1])
     assert meets_slo(requests, {"ttft": 10, "tpot": 10}).tolist() == [True, False, True]
@@ -96,6 +103,13 @@ def test_a_growing_queue_is_unstable(service_s: float, stable: bool) -> None:
         admissions.append(max(free, arrival))
         free = admissions[-1] + service_s
     assert is_stable(arrivals * 1e12, np.array(admissions) * 1e12) is stable
+
+
+def test_requests_that_arrive_and_start_at_one_instant_never_waited() -> None:
+    """A closed loop sends several requests at once; none of them counts as waiting, before or after its start."""
+    sent = np.repeat(np.arange(12), 50) * 1e12
+    assert is_stable(sent, sent)
+    assert not is_stable(sent, np.where(sent > 6e12, sent + 9e12, sent))
 
 
 def test_a_short_trace_of_long_requests_is_not_a_growing_queue() -> None:

@@ -129,6 +129,17 @@ def test_nothing_happens_before_its_cause(policy: str, trace: str, mode: str) ->
     assert (order[3] > order[2])[several].all() and (order[3] == order[2])[~several].all()
 
 
+@every_case
+def test_inter_token_latencies_fill_the_time_from_first_to_last_token(policy: str, trace: str, mode: str) -> None:
+    """Gaps across a preemption included, every gap is counted once, so that their sum is known."""
+    found = run(policy, trace, mode, False)
+    requests = found.requests
+    decoding_ms = (column(requests, "finish_ps") - column(requests, "first_token_ps")).sum() / 1e9
+    gaps = (column(requests, "output_tokens") - 1).sum()
+    assert found.summary["mean_itl_ms"] * gaps == pytest.approx(decoding_ms, rel=1e-6)
+    assert found.summary["p99_itl_ms"] <= column(requests, "e2el_ms").max()
+
+
 @pytest.mark.parametrize("policy", registry)
 def test_memory_was_tight_enough_to_take_pages_back(policy: str) -> None:
     """Where a request's pages grow as it decodes, some run above had to preempt; otherwise they would prove little."""

@@ -88,8 +88,8 @@ def _shares(ours: Summary, theirs: Summary, gap: tuple[float, float] | None) -> 
         return shares
     low, high = (100 * edge for edge in gap)
     if low <= 0 <= high:
-        return f"{shares}; the gap may be chance: {low:.0f} to {high:+.0f} points"
-    return f"{shares}; {low:.0f} to {high:.0f} points apart with 95% confidence"
+        return f"{shares}; the gap may be chance: {low:.1f} to {high:+.1f} points"
+    return f"{shares}; {low:.1f} to {high:.1f} points apart with 95% confidence"
 
 
 def _latency_lead(best: str, ours: Summary, against: str, theirs: Summary) -> str:
@@ -139,6 +139,9 @@ def warnings(summaries: Mapping[str, Summary]) -> list[str]:
             f"{_listed(unstable)} {'is' if one else 'are'} unstable here: the queue keeps growing, so "
             f"{'its' if one else 'their'} latencies measure the length of the trace. Lower the rate to compare them."
         )
+    alone = [policy for policy, summary in summaries.items() if "not possible" in summary.get("prefix_caching", "")]
+    if alone:
+        said.append(f"{_listed(alone)} cannot share prefixes: every prompt is computed and held in full.")
     for policy, summary in summaries.items():
         if summary["rejected"]:
             said.append(

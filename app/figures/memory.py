@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,13 +43,14 @@ def kv_memory(policy: str, usage: Usage, top_gib: float | None = None, dark: boo
     colour = looks([policy], dark)[policy].colour
     figure = blank("Time (s)", "KV cache (GiB)", dark, height)
     series = by_tier(usage)
-    time_s = _times(usage)
+    # all series at the same instants: each at its own peaks would stack higher than the pool ever was
+    shown = peaks(_gib(usage, "kv_pages_used"))
+    time_s = _times(usage)[shown]
     for (name, values), fill in zip(series.items(), FILLS, strict=False):
-        x, y = thinned(time_s, values)
         figure.add_trace(
             go.Scatter(
-                x=x,
-                y=y,
+                x=time_s,
+                y=values[shown],
                 name=name,
                 mode="lines",
                 stackgroup="tiers",
@@ -57,11 +59,10 @@ def kv_memory(policy: str, usage: Usage, top_gib: float | None = None, dark: boo
                 hovertemplate="%{y:.2f} GiB",
             )
         )
-    x, capacity = thinned(time_s, _gib(usage, "kv_pages_capacity"))
     figure.add_trace(
         go.Scatter(
-            x=x,
-            y=capacity,
+            x=time_s,
+            y=_gib(usage, "kv_pages_capacity")[shown],
             mode="lines",
             name="capacity",
             line={"color": ink(dark), "dash": "dash", "width": 1.5},
@@ -88,12 +89,12 @@ def by_tier(usage: Usage) -> dict[str, np.ndarray]:
     return {name: values for name, values in series.items() if name != PREFILLING or np.any(values > 0)}
 
 
-def thinned(time_s: np.ndarray, values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `points` bins of the series, each drawn at its highest value, so that no peak is lost."""
-    if len(time_s) <= points:
-        return time_s, values
-    edges = np.linspace(0, len(time_s), points + 1).astype(int)[:-1]
-    return time_s[edges], np.maximum.reduceat(values, edges)
+def peaks(values: np.ndarray, points: int = POINTS) -> np.ndarray:
+    """At most `points` indices into the series, each where its bin is highest, so that no peak is lost."""
+    if len(values) <= points:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), points + 1).astype(int)
+    return np.array([low + int(np.argmax(values[low:high])) for low, high in pairwise(edges)])
 
 
 def _times(usage: Usage) -> np.ndarray:

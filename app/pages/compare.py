@@ -114,7 +114,11 @@ def _latency(scenario: Scenario, runs: Mapping[str, Run]) -> None:
 
 
 def _memory(runs: Mapping[str, Run]) -> None:
-    st.header("KV memory", anchor=False, help="Pages held on one GPU, by precision tier; the dashed line is the pool.")
+    st.header(
+        "KV memory",
+        anchor=False,
+        help="Pages held, by precision tier; the dashed line is the pool. One GPU of each replica.",
+    )
     usages = {policy: usage_of(run) for policy, run in runs.items()}
     top = max(map(capacity_gib, usages.values()))
     show_all({policy: kv_memory(policy, usage, top, is_dark()) for policy, usage in usages.items()}, "kv-memory", 2)

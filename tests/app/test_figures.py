@@ -141,9 +141,21 @@ def test_memory_stacks_to_the_pages_used(sample: SimpleNamespace) -> None:
 def test_thinning_keeps_the_peak() -> None:
     values = np.zeros(10_000)
     values[7777] = 5
-    x, y = memory.thinned(np.arange(10_000.0), values)
-    assert len(x) <= memory.POINTS
-    assert y.max() == 5
+    shown = memory.peaks(values)
+    assert len(shown) <= memory.POINTS
+    assert 7777 in shown
+    assert np.all(np.diff(shown) > 0)
+
+
+def test_stacked_tiers_never_pass_the_pages_used(sample: SimpleNamespace) -> None:
+    table = sample.timeline(5000)
+    # tiers that peak at different times, under a constant sum
+    wave = (400 * (1 + np.sin(np.arange(5000)))).astype(np.int64)
+    for name, values in {"kv_pages_tier0": wave, "kv_pages_tier1": 800 - wave, "kv_pages_staging": wave * 0}.items():
+        table = table.set_column(table.column_names.index(name), name, [values])
+    table = table.set_column(table.column_names.index("kv_pages_used"), "kv_pages_used", [np.full(5000, 800)])
+    figure = memory.kv_memory("leankv", memory.Usage(table, GIB, ("high", "low"))).figure
+    assert max(figure.data[0].y + figure.data[1].y) == 800
 
 
 def test_run_timeline_is_short_and_says_its_peaks(sample: SimpleNamespace) -> None:

@@ -43,8 +43,8 @@ def test_when_fp16_wins_it_is_held_against_the_runner_up(sample: SimpleNamespace
 
 def test_how_sure_the_gap_is_is_said(sample: SimpleNamespace) -> None:
     summaries = {"fp16": sample.summary(request_goodput=8.0), "fp8": sample.summary(request_goodput=9.0)}
-    assert "; 5 to 15 points apart with 95% confidence)" in narrative.verdict(summaries, gap=(0.05, 0.15))
-    assert "may be chance: -2 to +22 points" in narrative.verdict(summaries, gap=(-0.02, 0.22))
+    assert "; 5.0 to 15.0 points apart with 95% confidence)" in narrative.verdict(summaries, gap=(0.05, 0.15))
+    assert "may be chance: -2.0 to +22.0 points" in narrative.verdict(summaries, gap=(-0.02, 0.22))
 
 
 def test_a_stable_policy_wins_over_one_whose_queue_grows(sample: SimpleNamespace) -> None:
@@ -71,6 +71,14 @@ def test_rejections_are_counted_against_all(sample: SimpleNamespace) -> None:
     summary = sample.summary(completed=900, rejected=100)
     assert narrative.attainment(summary) == pytest.approx(0.95)
     assert "rejected 100 of 1,000" in narrative.warnings({"fp16": summary})[0]
+
+
+def test_policies_that_cannot_share_prefixes_are_named(sample: SimpleNamespace) -> None:
+    summaries = {
+        "fp16": sample.summary(prefix_caching="on"),
+        "h2o": sample.summary(prefix_caching="not possible with this policy"),
+    }
+    assert narrative.warnings(summaries) == ["h2o cannot share prefixes: every prompt is computed and held in full."]
 
 
 def test_the_flip_is_placed_between_two_rates(sample: SimpleNamespace) -> None:

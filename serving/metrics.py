@@ -1,8 +1,9 @@
 """From a run's tables to its summary, with the names, units and definitions of `vllm bench serve`.
 
 TTFT = first token - arrival. E2EL = last token - arrival. TPOT = (E2EL - TTFT) / (n - 1), for requests of n > 1 tokens.
-ITL = each gap between two tokens of one request, those across a preemption included. Goodput counts a request only if it meets every SLO.
-Rates are over the duration from the first arrival to the last token. Percentiles interpolate linearly, as NumPy does.
+ITL = each gap between two tokens of one request, those across a preemption included. Goodput counts a request only if
+it meets every SLO. Rates are over the duration from the first arrival to the last token. Percentiles interpolate
+linearly, as NumPy does.
 """
 
 from __future__ import annotations

@@ -5,29 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from leankv.traces.trace import Trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.serving.scheduler import SchedulerLimits
     from leankv.simulator.recorder import ReplicaLog
     from leankv.simulator.run import Deployment
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 WAITING_MATTERS = 0.05
-MIXED_DOMINATES = 0.5
-PS_PER_S = 1e12
 
 
 def usage_summary(
-    deployment: Deployment, trace: Trace, requests: pa.Table, segments: pa.Table, states: pa.Table
+    deployment: Deployment, trace: Trace, requests: pa.Table, segments: pa.Table, states: pa.Table, duration_s: float
 ) -> dict[str, Any]:
-    """Summary keys beyond the latencies; pages are counted at the timeline's instants, per replica."""
+    """Summary keys beyond the latencies; pages are counted at the timeline's instants, per replica.
+
+    `duration_s`: from the first arrival to the last token, the time that is paid for.
+    """
     config, memory = deployment.config, deployment.memory
     used = states["kv_pages_used"].to_numpy()
     outputs = int(requests.filter(requests["status"].to_numpy() == "finished")["output_tokens"].to_numpy().sum())
-    hours = float(requests["finish_ps"].to_numpy().max()) / PS_PER_S / 3600
-    dollars = config.device.price_usd_h * config.gpus * hours
+    dollars = config.device.price_usd_h * config.gpus * duration_s / 3600
     prompt, context = int(trace.prompt_tokens.mean()), int((trace.prompt_tokens + trace.output_tokens).mean())
     return {
         "policy": config.policy.name,
@@ -44,7 +48,7 @@ def usage_summary(
         "nominal_ratio": memory.nominal_ratio(prompt, context),
         "physical_ratio": memory.physical_ratio(prompt, context),
         "usd_per_million_output_tokens": dollars / outputs * 1e6,
-        "limited_by": limiting_resource(config.max_num_seqs, segments, states),
+        "limited_by": limiting_resource(deployment.limits, segments),
         "rejections": _rejections(requests),
         "window": "all requests from the first arrival to the last token; no warm-up and no tail is cut off",
     }
@@ -66,23 +70,48 @@ def _rejections(requests: pa.Table) -> list[tuple[int, str]]:
     return list(zip(rejected["request_id"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
 
-def limiting_resource(max_num_seqs: int, segments: pa.Table, states: pa.Table) -> str:
-    """What a faster deployment would need more of, by where requests wait and what the busy time is spent on.
+def limiting_resource(limits: SchedulerLimits, segments: pa.Table) -> str:
+    """What a faster deployment would need more of: the cause of most of the time that requests spend in the queue.
 
-    "arrivals" where under 5 % of the time anything waits: the traffic itself bounds throughput. Else "batch slots" or
-    "KV capacity" where most waiting is at a full batch or for pages; else "compute" where steps with prompt tokens take
-    most of the busy time, "memory bandwidth" where pure decode steps do.
+    "arrivals" where under 5 % of the time anything waits: the traffic itself bounds throughput. Whoever still waits
+    when a step is put together finds its batch full ("batch slots"), its token budget spent, or no pages ("KV
+    capacity"). A spent budget is "compute" where prompts take most of such a step, and "memory bandwidth" where most of
+    it would go into reading weights and caches without them, too.
     """
-    waiting = states["waiting"].to_numpy() > 0
-    if waiting.mean() < WAITING_MATTERS:
+    columns = {name: segments[name].to_numpy() for name in ("steps", "sequences", "prompt_tokens", "waiting")}
+    steps, sequences, prompts, waiting = columns.values()
+    lasting_ps = steps * (segments["first_gap_ps"].to_numpy() + segments["slope_ps"].to_numpy() * (steps - 1) / 2)
+    if lasting_ps[waiting > 0].sum() < WAITING_MATTERS * _replica_time_ps(segments, lasting_ps):
         return "arrivals"
-    running = states["running"].to_numpy()[waiting]
-    if (running >= max_num_seqs).mean() > MIXED_DOMINATES:
-        return "batch slots"
-    used, capacity = states["kv_pages_used"].to_numpy()[waiting], states["kv_pages_capacity"].to_numpy()[waiting]
-    if (used >= 0.9 * capacity).mean() > MIXED_DOMINATES:
-        return "KV capacity"
-    steps = segments["steps"].to_numpy().astype(np.float64)
-    ticks = steps * (segments["first_gap_ps"].to_numpy() + segments["slope_ps"].to_numpy() * (steps - 1) / 2)
-    mixed = ticks[segments["prompt_tokens"].to_numpy() > 0].sum()
-    return "compute" if mixed > MIXED_DOMINATES * ticks.sum() else "memory bandwidth"
+    full = sequences + (prompts > 0) >= limits.max_num_seqs
+    spent = (prompts > 0) & ((sequences + prompts >= limits.max_num_batched_tokens) | (not limits.chunked_prefill))
+    delay = lasting_ps * waiting
+    delays = {
+        "batch slots": delay[full].sum(),
+        "budget": delay[spent & ~full].sum(),
+        "KV capacity": delay[~spent & ~full].sum(),
+    }
+    cause = max(delays, key=delays.__getitem__)
+    if cause != "budget":
+        return cause
+    late = spent & ~full & (waiting > 0)
+    reading_ps = decode_step_ps(segments, lasting_ps, sequences[late]).sum()
+    return "compute" if reading_ps < lasting_ps[late].sum() / 2 else "memory bandwidth"
+
+
+def _replica_time_ps(segments: pa.Table, lasting_ps: Floats) -> float:
+    """From the first step to the end of the last, times the replicas that computed any."""
+    start_ps = segments["start_ps"].to_numpy()
+    span_ps = float((start_ps + lasting_ps).max() - start_ps.min())
+    return span_ps * len(np.unique(segments["replica"].to_numpy()))
+
+
+def decode_step_ps(segments: pa.Table, lasting_ps: Floats, sequences: Ints) -> Floats:
+    """What steps without prompts lasted in this run at so many sequences, linear between those seen; 0 without any."""
+    pure = segments["prompt_tokens"].to_numpy() == 0
+    if not pure.any():
+        return np.zeros(len(sequences))
+    decoding = segments["sequences"].to_numpy()[pure]
+    steps = np.bincount(decoding, segments["steps"].to_numpy()[pure])
+    seen = np.flatnonzero(steps)
+    return np.interp(sequences, seen, np.bincount(decoding, lasting_ps[pure])[seen] / steps[seen])

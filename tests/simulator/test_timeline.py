@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given, settings
+from tests.simulator.small_world import SmallWorld
+from tests.simulator.test_engine import Requests, blocks, workloads, worlds
 
 from leankv.simulator.cluster import Replica, run_open_loop
 from leankv.simulator.recorder import RequestRecords
@@ -11,8 +13,6 @@ from leankv.simulator.routing import router_named
 from leankv.simulator.shared_pages import shared_pages
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
 from leankv.simulator.timeline import replica_states
-from tests.simulator.small_world import SmallWorld
-from tests.simulator.test_engine import Requests, blocks, workloads, worlds
 
 
 @settings(max_examples=150, deadline=None)

@@ -21,7 +21,8 @@ variants += [attention_variant((FP16, KIVI2), 64, 3, keep_weights=False), *other
 variants += [*store_variants(K8V4, 128), *store_variants(KIVI2, 64), *store_variants(K3V2, 64, rotated=True)]
 for variant in variants:
     found = compiled(variant, capability)
-    print(found.name, found.spilled_bytes, min(found.loads, default=0), max(found.loads, default=0), sep="|", flush=True)
+    widths = min(found.loads, default=0), max(found.loads, default=0)
+    print(found.name, found.spilled_bytes, *widths, sep="|", flush=True)
 """
 
 

@@ -138,7 +138,8 @@ def _weighted_values(run: _Pages, weights: Tensor) -> Tensor:
 def _widened(planes: tuple[Tensor, ...], bits: int, kind: str) -> Tensor:
     """float32 [pages, tokens, head_dim] codes, or elements of a float format."""
     if kind == "float":
-        return qt.decode_floats(planes[0].contiguous(), bits)
+        packed = planes[0].contiguous()
+        return _e4m3(packed) if bits == 8 else qt.decode_floats(packed, bits)
     if bits == 8:
         return planes[0].float()
     if bits == 3:

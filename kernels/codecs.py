@@ -71,8 +71,10 @@ class Codec:
 
 @lru_cache(maxsize=256)
 def codec_of(layout: PageLayout) -> Codec:
-    """The codec of `layout`. Raises ValueError for 3-bit values, which the kernels do not read."""
+    """The codec of `layout`. Raises ValueError for 3-bit values and float32, which the kernels do not read."""
     format, head_dim = layout.format, layout.head_dim
+    if format.k_bits == 32:
+        raise ValueError(f"{format.name}: float32 caches are for CPUs")
     if format.v_bits == 3:
         raise ValueError(f"{format.name}: the Triton kernels store 3-bit keys, not 3-bit values")
     key_groups, value_groups = format.key_groups(head_dim), format.value_groups(head_dim)

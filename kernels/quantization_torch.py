@@ -73,6 +73,13 @@ def encode_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
+def decode_floats(packed: Tensor, bits: int) -> Tensor:
+    """float32 [..., n] from the bytes of n elements of `bits` 8 (e4m3), 16 or 32: uint8 [..., n * bits / 8]."""
+    if bits == 8:
+        return decode_e4m3(packed)
+    return packed.view(torch.float32 if bits == 32 else torch.float16).float()
+
+
 def decode_e4m3(codes: Tensor) -> Tensor:
     """Torch's own conversion."""
     return codes.view(torch.float8_e4m3fn).float()

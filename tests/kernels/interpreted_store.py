@@ -57,7 +57,7 @@ def non_finite() -> None:
 
 
 if __name__ == "__main__":
-    for each in sorted(set(FORMATS.values()), key=lambda f: f.name):
+    for each in sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name):
         check(each, 64, 8)
     for each in (FP16, FP8, K3V2, K8V4, KIVI2, KIVI4):
         check(each, 96, 5)

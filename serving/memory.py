@@ -197,6 +197,14 @@ class MemoryModel:
             read[tier] += heads * token_bytes * at(prompt, context)
         return tuple(read)
 
+    def cached_share(self, tier: int) -> float:
+        """Of a tier's bytes in `kv_read`, the share that is keys and values in its format: what attention decodes.
+
+        The rest are scores, positions, and reading and writing the cache anew.
+        """
+        format = self.policy.tiers[tier].format
+        return format.bytes_per_token(self.model.head_dim) / self._step_bytes(format)
+
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         """Contexts above `prompt` between which `kv_read` is linear in the context."""
         return self.policy.breakpoints(prompt, self.model.layers, self.model.kv_heads_on_rank(self.tp))

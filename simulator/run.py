@@ -79,7 +79,10 @@ def deploy(config: SimulationConfig) -> Deployment:
     costs = StepCosts(
         step_time, config.model, config.policy, config.tp, config.max_num_batched_tokens, config.max_num_seqs
     )
-    multipliers = tuple(step_time.effective_bytes(tier.format) for tier in config.policy.tiers)
+    multipliers = tuple(
+        1.0 + (step_time.effective_bytes(tier.format) - 1.0) * memory.cached_share(index)
+        for index, tier in enumerate(config.policy.tiers)
+    )
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
     capacity = memory.capacity(kv_bytes)
     return Deployment(config, memory, step_time, costs, ReadCurves(memory, multipliers), kv_bytes, capacity, limits)
@@ -160,7 +163,11 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     logs = [replica.engine.log for replica in outcome.replicas]
     requests = request_table(trace, records)
     if not np.any(requests["status"].to_numpy() == "finished"):
-        raise InputError(f"{trace.name}: every request was rejected, the first: {next(iter(records.reasons.values()))}")
+        row, reason = next(iter(records.reasons.items()))
+        raise InputError(
+            f"{trace.name}: every request was rejected, the first: {reason} (request {row}); "
+            "cut prompts with --max-prompt, raise --kv-memory-gib or choose another --model"
+        )
     segments = segment_table(logs)
     prefixes = trace.prefix_hashes if deployment.shares_prefixes() else None
     prompts = trace.prompt_tokens.astype(np.int64)

@@ -124,6 +124,14 @@ def test_help_of_every_command_imports_nothing_heavy(command: list[str]) -> None
     assert imported & HEAVY == set()
 
 
+@pytest.mark.parametrize("command", EVERY_COMMAND, ids=" ".join)
+def test_an_unknown_flag_is_one_line_and_exit_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "--no-such-flag"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("leankv: ")
+    assert "--no-such-flag" in shown.err and "--help" in shown.err
+
+
 def test_each_command_has_one_line_that_fits() -> None:
     for name, line in (cli.commands() | cli.benchmarks()).items():
         assert 10 <= len(line) <= 110, f"{name}: {line!r}"

@@ -71,6 +71,8 @@ class Deployment(Serving):
         from leankv.serving.policies.registry import policy_named
         from leankv.simulator.config import SimulationConfig
 
+        if self.kv_memory_gib is not None and not self.kv_memory_gib > 0:
+            raise InputError(f"--kv-memory-gib {self.kv_memory_gib:g} is no size; give a number above 0")
         names = self.policy or POLICIES
         if len(set(names)) < len(names):
             raise InputError(f"--policy {next(n for n in names if names.count(n) > 1)} is given twice; give it once")

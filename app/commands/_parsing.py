@@ -11,10 +11,11 @@ from typing import TypeVar
 import tyro
 
 T = TypeVar("T")
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 def parsed(form: type[T], prog: str, about: str, argv: Sequence[str]) -> T:
-    """`argv` as an instance of the dataclass `form`; `--help` prints and exits.
+    """`argv` as an instance of the dataclass `form`, or of one out of a union of them; `--help` prints and exits.
 
     Raises:
         InputError: an unknown flag (with the nearest), or a value of the wrong type.
@@ -24,7 +25,7 @@ def parsed(form: type[T], prog: str, about: str, argv: Sequence[str]) -> T:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(form, prog=prog, description=about, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+            return tyro.cli(form, prog=prog, description=about, args=list(argv), config=CONFIG)
     except SystemExit as end:
         if end.code in (0, None):
             raise

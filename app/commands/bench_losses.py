@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-import tyro
+from leankv.app.commands._parsing import parsed
 
 if TYPE_CHECKING:
     from leankv.simulator.loss_bench import Outcome
@@ -35,7 +35,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = tyro.cli(Options, args=list(argv), prog="leankv bench losses", description=ABOUT)
+    options = parsed(Options, "leankv bench losses", ABOUT, argv)
     found = _run()
     for _, of_report in groupby(found, key=lambda outcome: outcome.report.title):
         _print_report(list(of_report))

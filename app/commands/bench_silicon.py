@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from leankv.app.commands._parsing import parsed
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = tyro.cli(Options, args=list(argv), prog="leankv bench silicon", description=ABOUT)
+    options = parsed(Options, "leankv bench silicon", ABOUT, argv)
     for flag, value in (("--limit", options.limit), ("--max-num-batched-tokens", options.max_num_batched_tokens)):
         if value is not None and value < 1:
             raise InputError(f"{flag} is {value}: give at least 1")

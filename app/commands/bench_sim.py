@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from leankv.app.commands._deployment import Deployment
+from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
 from leankv.app.commands.traces import Chosen, File, opened
 
@@ -37,9 +38,7 @@ class BenchSim:
 
 def main(argv: list[str]) -> int:
     """Run `leankv bench sim`; raises InputError for bad input."""
-    command = tyro.cli(
-        BenchSim, prog="leankv bench sim", description=ABOUT, args=argv, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    command = parsed(BenchSim, "leankv bench sim", ABOUT, argv)
     from leankv.simulator.speed_bench import measure
 
     trace = opened(command.trace)

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
+
+from leankv.app.commands._parsing import parsed
 
 if TYPE_CHECKING:
     from leankv.traces.trace import Trace
@@ -158,13 +160,7 @@ Command = List | Describe | Convert | Download | Generate | Measure
 
 def main(argv: list[str]) -> int:
     """Run one `leankv traces` command; raises InputError for bad input."""
-    command = tyro.cli(
-        Command,
-        prog="leankv traces",
-        description=ABOUT,
-        args=argv,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    command = parsed(cast("type[Command]", Command), "leankv traces", ABOUT, argv)
     _RUN[type(command)](command)
     return 0
 

@@ -3,7 +3,11 @@
 Each step decodes one token for every request whose prompt is complete, then spends what is left of the token budget on
 prompts: first the one that is half done, then the waiting ones in order of arrival (chunked prefill, FCFS). A prompt is
 admitted when its pages fit above a watermark. When the next tokens do not fit, the request admitted last gives up its
-pages and is recomputed later.
+pages and is recomputed later; such a step admits nobody.
+
+Departures: an admitted prompt holds the pages of its whole length at once, where vLLM only makes sure that they are
+free (`scheduler_reserve_full_isl`, its default) and takes them chunk by chunk; and a watermark, optional in vLLM, is
+always there.
 """
 
 from __future__ import annotations
@@ -18,11 +22,16 @@ from leankv.serving.requests import Request
 
 RequestT = TypeVar("RequestT", bound=Request)
 HeldT = TypeVar("HeldT", bound=Request, contravariant=True)
+WATERMARK = 0.01
+"""Share of the pool that an admission leaves free, as in vLLM."""
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """What one step may hold; names and defaults are those of `vllm serve`."""
+    """What one step may hold; names and defaults are those of `vllm serve` on an A100 and on GPUs below 70 GiB.
+
+    On larger ones it takes 1,024 sequences and 8,192 tokens (`EngineArgs.get_batch_defaults`).
+    """
 
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -101,7 +110,7 @@ class Scheduler(Generic[RequestT]):
         """The prompt chunks of the next step; every request in `decoding` takes part in it with one token."""
         if self.memory.short():
             self._make_room()
-            return self._continue_prefill() if self.prefilling is not None else []
+            return []
         if self.prefilling is None and not self.waiting:
             return []
         chunks = self._continue_prefill() if self.prefilling is not None else []

@@ -14,11 +14,3 @@ TICKS_PER_S = PS_PER_S << TICK_BITS
 
 def ticks(seconds: float) -> int:
     return round(seconds * TICKS_PER_S)
-
-
-def ticks_from_ps(ps: int) -> int:
-    return ps << TICK_BITS
-
-
-def ps_from_ticks(time: int) -> int:
-    return time >> TICK_BITS

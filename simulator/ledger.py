@@ -119,11 +119,6 @@ class LazyLedger:
         self._count()
         return self._counted + self.reserved
 
-    @property
-    def blocked(self) -> bool:
-        """Whether the head of the queue waits for pages."""
-        return self._blocked is not None
-
     def steps_that_fit(self, limit: int) -> int:
         """How many of the next `limit` decode steps fit; the first is known to."""
         room = self.capacity - self.reserved

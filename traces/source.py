@@ -35,11 +35,6 @@ class Source:
             stem = stem.removesuffix(suffix)
         return stem or self.path.name
 
-    @property
-    def gzipped(self) -> bool:
-        with self._opened() as stream:
-            return stream.read(2) == GZIP_MAGIC
-
     def head(self) -> bytes:
         """The first 64 KiB, decompressed; what there is of them where the gzip is cut short."""
         with self._opened() as stream:

@@ -79,12 +79,19 @@ def _read_codes(page: Tensor, start: int, high: int, place: int, head_dim: int, 
 
 
 def _write_floats(page: Tensor, start: int, place: int, x: Tensor, bits: int) -> None:
-    data = x.clamp(-qz.HALF_MAX, qz.HALF_MAX).half() if bits == 16 else qz.encode_e4m3(x, "reference")
+    if bits == 32:
+        data = x.float()
+    elif bits == 16:
+        data = x.clamp(-qz.HALF_MAX, qz.HALF_MAX).half()
+    else:
+        data = qz.encode_e4m3(x, "reference")
     _write(page, start + place * len(x) * bits // 8, data)
 
 
 def _read_floats(page: Tensor, start: int, place: int, head_dim: int, bits: int) -> Tensor:
     offset = start + place * head_dim * bits // 8
+    if bits == 32:
+        return _read(page, offset, head_dim, torch.float32)
     if bits == 16:
         return _read(page, offset, head_dim, torch.float16).float()
     return qz.decode_e4m3(_read(page, offset, head_dim, torch.uint8), "reference")

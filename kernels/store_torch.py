@@ -49,13 +49,15 @@ def _spread(held: Tensor, found: Tensor, missing: int) -> Tensor:
 
 
 def _float_bytes(x: Tensor, bits: int) -> Tensor:
+    if bits == 32:
+        return x.contiguous().view(torch.uint8)
     if bits == 16:
         return x.clamp(-qt.HALF_MAX, qt.HALF_MAX).half().view(torch.uint8)
     return qt.encode_e4m3(x)
 
 
 def _floats(packed: Tensor, bits: int) -> Tensor:
-    return packed.view(torch.float16).float() if bits == 16 else qt.decode_e4m3(packed)
+    return qt.decode_floats(packed, bits)
 
 
 def _write_codes(planes: tuple[Tensor, ...], page: Tensor, place: Tensor, packed: Tensor) -> None:

@@ -13,15 +13,16 @@ from typing import Literal
 
 SCALE_AND_ZERO_BYTES = 4
 INT_BITS = (1, 2, 3, 4, 8)
+FLOAT_BITS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
 class KVFormat:
     """Bits of a key and of a value element, and the groups that share a scale and a zero.
 
-    `kind="float"` stores elements as float16 (16 bits) or e4m3 (8 bits) without metadata. With `key_axis="channel"`
-    a key group is one channel over `group_tokens` tokens and a value group is `group_tokens` channels of one token
-    (KIVI's group size serves both), so `k_groups` and `v_groups` stay 1.
+    `kind="float"` stores elements as float32 (32 bits), float16 (16) or e4m3 (8) without metadata. With
+    `key_axis="channel"` a key group is one channel over `group_tokens` tokens and a value group is `group_tokens`
+    channels of one token (KIVI's group size serves both), so `k_groups` and `v_groups` stay 1.
     """
 
     k_bits: int
@@ -33,7 +34,7 @@ class KVFormat:
     group_tokens: int = 32
 
     def __post_init__(self) -> None:
-        allowed = INT_BITS if self.kind == "int" else (8, 16)
+        allowed = INT_BITS if self.kind == "int" else FLOAT_BITS
         if self.k_bits not in allowed or self.v_bits not in allowed:
             raise ValueError(f"a {self.kind} format takes bits out of {allowed}, not {self.k_bits} and {self.v_bits}")
         if self.kind == "float" and self.k_bits != self.v_bits:
@@ -43,7 +44,7 @@ class KVFormat:
 
     @property
     def name(self) -> str:
-        """`K8V4`, `K4V2g2.4` (groups of keys and values), `FP16`, `FP8` or `KIVI-2`."""
+        """`K8V4`, `K4V2g2.4` (groups of keys and values), `FP32`, `FP16`, `FP8` or `KIVI-2`."""
         if self.kind == "float":
             return f"FP{self.k_bits}"
         if self.key_axis == "channel":
@@ -83,6 +84,8 @@ class KVFormat:
         return self.payload_bytes(head_dim) + self.metadata_bytes(head_dim)
 
 
+FP32 = KVFormat(32, 32, kind="float")
+"""As a float32 model computes: to hold the cache against plain attention, on a CPU only."""
 FP16 = KVFormat(16, 16, kind="float")
 FP8 = KVFormat(8, 8, kind="float")
 K8V8 = KVFormat(8, 8)

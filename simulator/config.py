@@ -11,8 +11,6 @@ from leankv.serving.errors import InputError
 from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
 
-WATERMARK = 0.01
-
 
 @dataclass(frozen=True)
 class SimulationConfig:

@@ -13,9 +13,9 @@ from leankv.serving.errors import InputError
 from leankv.serving.memory import MemoryModel
 from leankv.serving.metrics import summarise
 from leankv.serving.runs import Run
-from leankv.serving.scheduler import SchedulerLimits
+from leankv.serving.scheduler import WATERMARK, SchedulerLimits
 from leankv.simulator.cluster import ClosedLoop, FinishHook, Replica, run_open_loop
-from leankv.simulator.config import WATERMARK, SimulationConfig
+from leankv.simulator.config import SimulationConfig
 from leankv.simulator.costs import StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.engine import JumpEngine

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from leankv.kernels.attention import decode_attention
-from leankv.serving.formats import FORMATS, FP16, K3V2, K4V2, K4V4, K8V4, KIVI2, KVFormat
+from leankv.serving.formats import FORMATS, FP16, FP32, K3V2, K4V2, K4V4, K8V4, KIVI2, KVFormat
 
 from . import filled_caches as caches
 
-ALL = sorted(set(FORMATS.values()), key=lambda f: f.name)
+ALL = sorted({FP32, *FORMATS.values()}, key=lambda f: f.name)
 PATHS = ("reference", "torch")
 # The reference is held to 1e-5; folding the zero into the score costs the vectorised form some float32 digits.
 TOLERANCE = {"reference": 1e-5, "torch": 5e-5}

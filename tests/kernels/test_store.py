@@ -8,12 +8,12 @@ import torch
 from leankv.kernels.layout import new_pool
 from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
-from leankv.serving.formats import FORMATS, FP8, FP16, K4V2, K8V4, KIVI2, KVFormat
+from leankv.serving.formats import FORMATS, FP8, FP16, FP32, K4V2, K8V4, KIVI2, KVFormat
 from leankv.serving.pages import PageLayout, layout_of
 
 HEAD_DIMS = (64, 96, 128, 256)
 HEADS = 2
-ALL = sorted(set(FORMATS.values()), key=lambda f: f.name)
+ALL = sorted({FP32, *FORMATS.values()}, key=lambda f: f.name)
 
 
 def layout_for(format: KVFormat, head_dim: int, bookkeeping: int = 8) -> PageLayout:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leankv.app.figures.style import duration, number
 from leankv.app.rates import ATTAINMENT, TIE, flips, knee, leader, leaders, policies_of, rows_of
+from leankv.simulator.sweep import attainment
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,12 +105,6 @@ def _latency_lead(best: str, ours: Summary, against: str, theirs: Summary) -> st
     )
 
 
-def attainment(summary: Summary) -> float:
-    """Share of all requests, rejected ones too, that met every SLO."""
-    requests = summary["completed"] + summary["rejected"]
-    return summary["request_goodput"] * summary["duration_s"] / requests if requests else 0.0
-
-
 def _attainment(summary: Summary) -> str:
     return f"{attainment(summary):.0%}"
 
@@ -196,7 +191,8 @@ def _knees(sweep: pa.Table) -> str:
             said.append(f"{policy} below the lowest rate")
         else:
             said.append(f"{policy} {number(found.rate_rps)}{'' if found.reached else ' or more'}")
-    return f"Highest rate with {ATTAINMENT:.0%} of requests in time: {_listed(said)} requests/s." if said else ""
+    held = f"Highest rate with {ATTAINMENT:.0%} of requests in time and no growing queue"
+    return f"{held}: {_listed(said)} requests/s." if said else ""
 
 
 def _listed(items: list[str], last: str = "and") -> str:

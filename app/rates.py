@@ -1,8 +1,6 @@
 """What a sweep over request rates says: where each policy's knee is, and where the order of the policies changes.
 
-A sweep is a table with one row per policy and rate; `COLUMNS` names what the functions here read. Its goodput is the
-offered rate times the share of requests in time: requests over the run's duration would also count the drain after the
-last arrival, which weighs most where the trace is played fastest.
+A sweep is a table with one row per policy and rate, as `leankv.simulator.sweep.sweep_row` makes them.
 """
 
 from __future__ import annotations
@@ -24,20 +22,6 @@ TIE = 0.02  # goodputs closer than this share of the best are told apart by late
 LOST = 0.5  # the search upwards ends where no policy serves this share in time
 SCALES = (0.125, 32.0)  # of the trace's own rate: the search stays between them
 STEP = 2**0.5
-
-COLUMNS = (
-    "policy",
-    "rate_scale",
-    "offered_rps",
-    "attainment",
-    "goodput_rps",
-    "throughput_rps",
-    "mean_e2el_ms",
-    "p99_ttft_ms",
-    "p99_tpot_ms",
-    "limited_by",
-    "stable",
-)
 
 
 @dataclass(frozen=True)
@@ -94,8 +78,20 @@ def flips(sweep: pa.Table) -> list[Flip]:
     return [Flip(low, high, before, after) for (low, before), (high, after) in pairwise(order) if before != after]
 
 
-def next_scale(tried: Mapping[float, Sequence[float]]) -> float | None:
-    """The rate scale to simulate next, given each policy's attainment at those tried; None when there is none.
+@dataclass(frozen=True)
+class Outcome:
+    """How one policy fared at one rate: share in time, and whether its queue stopped growing."""
+
+    share: float
+    stable: bool
+
+    @property
+    def holds(self) -> bool:
+        return self.stable and self.share >= ATTAINMENT
+
+
+def next_scale(tried: Mapping[float, Sequence[Outcome]]) -> float | None:
+    """The rate scale to simulate next, given each policy's outcome at those tried; None when the picture is complete.
 
     Upwards from the trace's own rate until every policy is lost, downwards until every policy holds, then once more
     between the two rates around each knee.
@@ -103,12 +99,12 @@ def next_scale(tried: Mapping[float, Sequence[float]]) -> float | None:
     if not tried:
         return 1.0
     top, bottom = max(tried), min(tried)
-    if max(tried[top]) >= LOST and top * STEP <= SCALES[1]:
+    if any(outcome.holds or outcome.share >= LOST for outcome in tried[top]) and top * STEP <= SCALES[1]:
         return top * STEP
-    if min(tried[bottom]) < ATTAINMENT and bottom / STEP >= SCALES[0]:
+    if not all(outcome.holds for outcome in tried[bottom]) and bottom / STEP >= SCALES[0]:
         return bottom / STEP
     for low, high in pairwise(sorted(tried)):
-        crossed = any(a >= ATTAINMENT > b for a, b in zip(tried[low], tried[high], strict=True))
+        crossed = any(a.holds and not b.holds for a, b in zip(tried[low], tried[high], strict=True))
         if crossed and high / low > 1.01 * STEP**0.5:
             return (low * high) ** 0.5
     return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leankv.app.figures.style import duration, number
-from leankv.app.narrative import Summary, attainment, winner
+from leankv.app.narrative import Summary, winner
+from leankv.simulator.sweep import attainment
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leankv.app.jobs import Progress, Task
-from leankv.app.narrative import attainment
-from leankv.app.rates import next_scale
+from leankv.app.rates import Outcome, next_scale
 from leankv.app.scenario import Scenario, traffic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from leankv.serving.runs import Run
-    from leankv.traces.trace import Trace
 
 SWEEP_FILE = "rates.parquet"
 EXPECTED_RATES = 12  # most sweeps need about so many; progress is told against it
@@ -27,12 +24,13 @@ def rate_sweep(params: Mapping[str, Any], folder: Path, progress: Progress) -> N
     `params` are a scenario's (`Scenario.to_params`); its own rate scale does not matter.
     """
     from leankv.simulator.run import simulate
+    from leankv.simulator.sweep import offered_rps, sweep_row
     from leankv.traces.open import open_trace
 
     scenario = Scenario.from_params(params)
     opened = open_trace(scenario.trace, seed=scenario.seed)
     rows: list[dict[str, Any]] = []
-    tried: dict[float, list[float]] = {}
+    tried: dict[float, list[Outcome]] = {}
     expected = EXPECTED_RATES * len(scenario.policies)
     while (scale := next_scale(tried)) is not None:
         trace = traffic(opened, scale, scenario.limit)
@@ -44,33 +42,10 @@ def rate_sweep(params: Mapping[str, Any], folder: Path, progress: Progress) -> N
                 progress(min(0.99, (before + fraction) / expected), f"{policy} at {offered:.2f} requests/s")
 
             report(0.0)
-            rows.append(sweep_row(policy, scale, offered, simulate(scenario.config(policy), trace, report)))
-        tried[scale] = [row["attainment"] for row in rows[-len(scenario.policies) :]]
+            run = simulate(scenario.config(policy), trace, report)
+            rows.append(sweep_row(policy, scale, offered, run.summary))
+        tried[scale] = [Outcome(row["attainment"], row["stable"]) for row in rows[-len(scenario.policies) :]]
         _write(rows, folder)
-
-
-def offered_rps(trace: Trace) -> float:
-    """Requests a second that the trace offers, over its span; a single request counts as one a second."""
-    return (len(trace) - 1) / trace.span_s if trace.span_s > 0 else 1.0
-
-
-def sweep_row(policy: str, rate_scale: float, offered_rps: float, run: Run) -> dict[str, Any]:
-    """One row of a sweep (`leankv.app.rates.COLUMNS`)."""
-    summary = run.summary
-    share = attainment(summary)
-    return {
-        "policy": policy,
-        "rate_scale": rate_scale,
-        "offered_rps": offered_rps,
-        "attainment": share,
-        "goodput_rps": offered_rps * share,
-        "throughput_rps": float(summary["request_throughput"]),
-        "mean_e2el_ms": summary["mean_e2el_ms"],
-        "p99_ttft_ms": summary["p99_ttft_ms"],
-        "p99_tpot_ms": summary["p99_tpot_ms"],
-        "limited_by": summary["limited_by"],
-        "stable": bool(summary["stable"]),
-    }
 
 
 def read_sweep(folder: Path) -> pa.Table | None:

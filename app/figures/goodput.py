@@ -20,7 +20,7 @@ def goodput_by_rate(sweep: pa.Table, here_rps: float | None = None, dark: bool =
 
     Parameters
     ----------
-    sweep: one row per policy and rate (columns: `leankv.app.rates.COLUMNS`)
+    sweep: one row per policy and rate (as `leankv.simulator.sweep.sweep_row` makes them)
     here_rps: the rate of the comparison on the page, drawn as an upright line; None draws none
     """
     import plotly.graph_objects as go

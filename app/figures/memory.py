@@ -70,7 +70,7 @@ def kv_memory(policy: str, usage: Usage, top_gib: float | None = None, dark: boo
         )
     )
     figure.update_yaxes(range=[0, 1.06 * (top_gib or capacity_gib(usage))])
-    figure.update_xaxes(hoverformat=".0f")
+    figure.update_xaxes(hoverformat=".0f", rangemode="tozero")
     return Chart(figure, _alt(policy, usage), _table(policy, usage))
 
 

@@ -119,6 +119,7 @@ def dress(figure: go.Figure, dark: bool, height: int) -> None:
         font={"color": ink(dark), "size": 13},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title_text": ""},
         hovermode="x unified",
+        showlegend=True,
         hoverlabel={"namelength": -1},
     )
     axis = {"gridcolor": grid, "zeroline": False, "automargin": True, "title_standoff": 16}

@@ -16,10 +16,10 @@ from leankv.app.live import opened_traffic, simulated
 from leankv.app.paired import share_gap
 from leankv.app.scenario import Scenario
 from leankv.app.sweeppanel import finished_sweep, sweep_job, sweep_panel
-from leankv.app.tasks import offered_rps
 from leankv.app.usage import usage_of
 from leankv.app.views import download_csv, draw_cards, is_dark, show, show_all
 from leankv.serving.errors import InputError
+from leankv.simulator.sweep import offered_rps
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,11 @@ def page() -> None:
     _headline(runs, finished_sweep(job))
     _table(runs)
     _latency(scenario, runs)
-    st.header("Load", anchor=False, help="The knee, ringed, is the highest rate with 90 % of requests in time.")
+    st.header(
+        "Load",
+        anchor=False,
+        help="The knee, ringed: up to it 90 % of requests are in time, and the queue does not grow without end.",
+    )
     sweep_panel(replace(scenario, policies=tuple(runs)), job, rate)
     _memory(runs)
     _sources(scenario, trace)

@@ -23,6 +23,7 @@ from leankv.app.scoreboard import Card
 from leankv.app.usage import usage_of
 from leankv.app.views import draw_cards, is_dark, numbers, show
 from leankv.serving.errors import InputError
+from leankv.simulator.sweep import attainment
 
 if TYPE_CHECKING:
     from leankv.serving.runs import Run
@@ -112,7 +113,7 @@ def _from_folder() -> Run | None:
 
 
 def _cards(summary: narrative.Summary) -> None:
-    goodput, share = f"{summary['request_goodput']:.2f}/s", f"{narrative.attainment(summary):.1%}"
+    goodput, share = f"{summary['request_goodput']:.2f}/s", f"{attainment(summary):.1%}"
     draw_cards(
         [
             Card("Goodput", goodput, scoreboard.HELP["Goodput (req/s)"]),

@@ -69,7 +69,7 @@ def test_one_policy_alone_is_described(sample: SimpleNamespace) -> None:
 
 def test_rejections_are_counted_against_all(sample: SimpleNamespace) -> None:
     summary = sample.summary(completed=900, rejected=100)
-    assert narrative.attainment(summary) == pytest.approx(0.95)
+    assert "95%" in narrative.verdict({"fp16": summary})
     assert "rejected 100 of 1,000" in narrative.warnings({"fp16": summary})[0]
 
 
@@ -117,27 +117,27 @@ def test_half_a_rate_does_not_count(sample: SimpleNamespace) -> None:
     assert rates.leaders(sweep) == [(1, "fp8")]
 
 
-def attained(knees: dict[str, float], scale: float) -> list[float]:
+def fared(knees: dict[str, float], scale: float) -> list[rates.Outcome]:
     """Full attainment up to each policy's knee, then falling with the square of the rate."""
-    return [min(1.0, (knee / scale) ** 2) for knee in knees.values()]
+    return [rates.Outcome(min(1.0, (knee / scale) ** 2), True) for knee in knees.values()]
 
 
 @pytest.mark.parametrize("knees", [{"fp16": 0.7, "leankv": 1.3}, {"fp16": 5.0}, {"a": 0.3, "b": 9.0, "c": 2.0}])
 def test_the_sweep_brackets_every_knee_and_ends(knees: dict[str, float]) -> None:
-    tried: dict[float, list[float]] = {}
+    tried: dict[float, list[rates.Outcome]] = {}
     while (scale := rates.next_scale(tried)) is not None:
-        tried[scale] = attained(knees, scale)
+        tried[scale] = fared(knees, scale)
         assert len(tried) < 40
     for index, policy in enumerate(knees):
-        holds = max(scale for scale, shares in tried.items() if shares[index] >= rates.ATTAINMENT)
-        fails = min(scale for scale, shares in tried.items() if shares[index] < rates.ATTAINMENT)
+        holds = max(scale for scale, outcomes in tried.items() if outcomes[index].holds)
+        fails = min(scale for scale, outcomes in tried.items() if not outcomes[index].holds)
         assert fails / holds < 1.2, policy
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_sweep_ends_where_nothing_changes(share: float) -> None:
-    tried: dict[float, list[float]] = {}
+@pytest.mark.parametrize("outcome", [rates.Outcome(0.0, True), rates.Outcome(1.0, True), rates.Outcome(1.0, False)])
+def test_the_sweep_ends_where_nothing_changes(outcome: rates.Outcome) -> None:
+    tried: dict[float, list[rates.Outcome]] = {}
     while (scale := rates.next_scale(tried)) is not None:
         assert rates.SCALES[0] * 0.99 <= scale <= rates.SCALES[1] * 1.01
-        tried[scale] = [share]
+        tried[scale] = [outcome]
     assert len(tried) < 20

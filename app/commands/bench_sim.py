@@ -59,8 +59,9 @@ def _write(figures: dict[str, Any], command: BenchSim) -> None:
 
 
 def _print(figures: dict[str, Any], name: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from leankv.app.commands._run_tables import wide_console
 
     table = Table(title=f"event loop on {name}, one core")
     for heading in ("policy", "requests", "mode", "steps", "loop s", "us/request", "requests/s", "tables s"):
@@ -76,7 +77,7 @@ def _print(figures: dict[str, Any], name: str) -> None:
             f"{row['requests'] / row['seconds']:,.0f}",
             f"{row['tables_s']:.3f}",
         )
-    console = Console()
+    console = wide_console()
     console.print(table)
     for policy, ratio in figures["jump_ratio"].items():
         console.print(f"{policy}: jumping is {ratio:.1f} times as fast as stepping")

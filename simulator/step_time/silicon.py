@@ -39,6 +39,8 @@ GEMM_DTYPES = {16: "bfloat16", 8: "fp8"}
 CUSTOM_ALL_REDUCE_BYTES = 8 * 2**20
 # Prompts reach attention together, so a prompt costs what one more of it adds to a batch: measured from 1 to this many.
 PREFILL_BATCH = 8
+# Larger batches were measured at short contexts only, whose time is not that of reading.
+LARGEST_READING_BATCH = 256
 # Skew of the routing that the expert tables are read at: aiconfigurator's own default for serving estimates.
 ROUTING = "power_law_1.2"
 # Older tables have no column for the sliding window: they measured full attention alone.
@@ -246,10 +248,12 @@ def _float8_effective(device: DeviceSpec, shapes: RankShapes, bf16: DecodeTable)
         fp8 = _decode_table(device, shapes, "fp8")
     except InputError:
         return dequantization.effective_bytes(FP8, device, shapes.head_dim, 1)
+    measured = dict(zip(fp8.batches, fp8.curves, strict=True))
     ratios = []
-    for batch, low, high in zip(bf16.batches, (c for c in bf16.curves), (c for c in fp8.curves), strict=False):
-        length = min(low.x[-1], high.x[-1])
-        if batch <= 256:
+    for batch, low in zip(bf16.batches, bf16.curves, strict=True):
+        if batch in measured and batch <= LARGEST_READING_BATCH:
+            high = measured[batch]
+            length = min(low.x[-1], high.x[-1])
             ratios.append(high.at(length) / low.at(length))
     return max(1.0, 2.0 * float(np.median(ratios)))
 

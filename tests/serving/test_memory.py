@@ -191,7 +191,7 @@ def test_score_keeping_moves_its_bookkeeping_every_step() -> None:
 
 
 def test_only_keys_and_values_are_decoded() -> None:
-    """Of 216 bytes that a token of LeanKV's high tier moves in a step, 16 are its score and position, read and written."""
+    """A token of LeanKV's high tier moves 216 bytes a step, 16 of them its score and position, read and written."""
     assert [llama("leankv").cached_share(tier) for tier in (0, 1)] == [200 / 216, 104 / 120]
     for name in ("fp16", "fp8", "kivi", "snapkv"):
         memory = llama(name)

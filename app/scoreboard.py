@@ -116,7 +116,7 @@ def cards(summaries: Mapping[str, Summary], baseline: str = "fp16") -> list[Card
         card("TTFT p99", "p99_ttft_ms", ttft, "less", "99 of 100 requests get their first token within this."),
         card("TPOT p99", "p99_tpot_ms", tpot, "less", "99 of 100 requests get their tokens at least this fast."),
         card("Peak KV memory", "peak_kv_gib", memory, "less", "On each GPU, at the busiest."),
-        card("Cost per M tokens", "usd_per_million_output_tokens", cost, "less", HELP["$ per M output tokens"]),
+        card("$ per M tokens", "usd_per_million_output_tokens", cost, "less", HELP["$ per M output tokens"]),
     ]
 
 

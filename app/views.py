@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 STYLE = """<style>
 .st-key-verdict [data-testid=stMarkdown]:first-child p {font-size: 1.2rem}
-.st-key-cards {display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.75rem}
+.st-key-cards {display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0.75rem}
+@media (max-width: 1150px) {.st-key-cards {grid-template-columns: repeat(3, minmax(0, 1fr))}}
+@media (max-width: 640px) {.st-key-cards {grid-template-columns: repeat(2, minmax(0, 1fr))}}
 </style>"""
 DELTA_COLOUR: dict[str, Literal["normal", "inverse", "off"]] = {"more": "normal", "less": "inverse", "none": "off"}
 MODEBAR = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
 
 from leankv.serving.devices import DeviceSpec
@@ -19,7 +20,8 @@ class SimulationConfig:
     `tp` GPUs hold one replica. `kv_memory_bytes` caps the KV pool of one GPU; without it the pool is what
     `memory_utilization` of the GPU's memory leaves beside the weights and the activations of a full step.
     `slo` maps "ttft", "tpot", "e2el" to milliseconds. `per_step` runs the slow oracle in place of the jumping engine.
-    `max_concurrency` closes the loop: at most so many requests in flight.
+    `max_concurrency` closes the loop: at most so many requests in flight. `step_overhead_ms` replaces the host's time of
+    a step that the GPU waits for (default: `step_time.overhead.STEP_S`).
     """
 
     model: ModelSpec
@@ -34,6 +36,7 @@ class SimulationConfig:
     kv_memory_bytes: int | None = None
     memory_utilization: float = 0.9
     step_time: str = "roofline"
+    step_overhead_ms: float | None = None
     max_concurrency: int | None = None
     prefix_caching: bool = False
     slo: Mapping[str, float] = field(default_factory=dict)
@@ -50,6 +53,8 @@ class SimulationConfig:
             raise InputError(f"memory_utilization is {self.memory_utilization}: give a share above 0, at most 1")
         if self.kv_memory_bytes is not None and self.kv_memory_bytes <= 0:
             raise InputError(f"kv_memory_bytes is {self.kv_memory_bytes}: give a positive size")
+        if self.step_overhead_ms is not None and not 0 <= self.step_overhead_ms < inf:
+            raise InputError(f"step_overhead_ms is {self.step_overhead_ms}: give milliseconds, 0 or more")
         unknown = set(self.slo) - {"ttft", "tpot", "e2el"}
         if unknown:
             raise InputError(f"unknown SLO {sorted(unknown)[0]!r}: choose from ttft, tpot, e2el (in ms)")

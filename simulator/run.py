@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.routing import router_named
+from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
 from leankv.simulator.tables import request_table, segment_table
@@ -75,7 +76,7 @@ def deploy(config: SimulationConfig) -> Deployment:
     """
     memory = MemoryModel(config.policy, config.model, config.tp, chunked_prefill=config.chunked_prefill)
     kv_bytes = config.kv_bytes()
-    step_time = step_time_named(config.step_time, config.model, config.device, config.tp)
+    step_time = step_time_named(config.step_time, config.model, config.device, config.tp, _overhead(config))
     costs = StepCosts(
         step_time, config.model, config.policy, config.tp, config.max_num_batched_tokens, config.max_num_seqs
     )
@@ -86,6 +87,12 @@ def deploy(config: SimulationConfig) -> Deployment:
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
     capacity = memory.capacity(kv_bytes)
     return Deployment(config, memory, step_time, costs, ReadCurves(memory, multipliers), kv_bytes, capacity, limits)
+
+
+def _overhead(config: SimulationConfig) -> Overhead:
+    if config.step_overhead_ms is None:
+        return DEFAULT_OVERHEAD
+    return replace(DEFAULT_OVERHEAD, step_s=config.step_overhead_ms / 1e3)
 
 
 @dataclass

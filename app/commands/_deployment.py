@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from leankv.simulator.config import SimulationConfig
 
 Gib = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Milliseconds = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 Policies = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Slo = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METRIC:MS", help_behavior_hint="")]
 
@@ -46,6 +47,8 @@ class Serving:
     """Share the pages of common prompt prefixes (traces with block hashes; policies that can share)."""
     step_time: Literal["roofline", "silicon"] = "roofline"
     """Source of step times: the device's figures, or measured tables (pip install 'leankv[silicon]')."""
+    step_overhead_ms: Milliseconds = None
+    """Host time of a step that the GPU waits for, in ms; default: 0.71, measured on vLLM's engine loop."""
     slo: Slo = ("ttft:1000", "tpot:50")
     """Service levels in ms, as in --slo ttft:500 tpot:50; goodput counts requests that meet all."""
 
@@ -90,6 +93,7 @@ class Deployment(Serving):
                 chunked_prefill=self.chunked_prefill,
                 kv_memory_bytes=None if self.kv_memory_gib is None else int(self.kv_memory_gib * GIB),
                 step_time=self.step_time,
+                step_overhead_ms=self.step_overhead_ms,
                 max_concurrency=self.max_concurrency,
                 prefix_caching=self.prefix_caching,
                 slo=slo,

@@ -150,6 +150,7 @@ SETTINGS: dict[str, tuple[list[str], str]] = {
     "no GPUs": (["--tp", "0"], "tp is 0: give at least 1"),
     "no replicas": (["--replicas", "0"], "replicas is 0: give at least 1"),
     "no batch": (["--max-num-seqs", "0"], "max_num_seqs is 0: give at least 1"),
+    "overhead below zero": (["--step-overhead-ms", "-1"], "step_overhead_ms is -1.0: give milliseconds, 0 or more"),
     "no loop": (["--max-concurrency", "0"], "max_concurrency is 0: give at least 1"),
     "rate of nothing": (["--rate-scale", "0"], "rate scale 0.0 is not a positive number"),
     "no seeds": (["--seeds", "0"], "--seeds 0 from --seed 0: give at least 1"),

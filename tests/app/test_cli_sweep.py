@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_and_reports_what_is_finished(tmp_path: Path) -> None:
         (["--attainment", "1.5"], "--attainment 1.5 is no share; write one above 0, at most 1"),
         (["--workers", "0"], "--workers 0: give at least 1"),
         (["--tp", "0"], "tp is 0: give at least 1"),
-        (["--kv-memory-gib", "-1"], "give a positive size"),
+        (["--kv-memory-gib", "-1"], "is no size; give a number above 0"),
         (["--policy", "leankw"], "unknown policy 'leankw'; did you mean 'leankv'?"),
         (["--json", "missing/out.json"], "cannot write missing/out.json: its folder does not exist"),
         (["--csv", "."], "cannot write .: it is a folder; name a file"),

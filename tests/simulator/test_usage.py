@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from leankv.app.commands import _deployment
+from leankv.serving.bottleneck import limiting_resource
 from leankv.serving.devices import device_named
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.scheduler import SchedulerLimits
 from leankv.simulator.config import SimulationConfig
 from leankv.simulator.run import simulate
-from leankv.simulator.usage import limiting_resource
+from leankv.simulator.step_time.overhead import STEP_S
 from leankv.traces.open import open_trace
 from leankv.traces.trace import Trace
 
@@ -88,3 +91,11 @@ def test_the_time_before_the_first_request_costs_nothing() -> None:
     assert costs[0] == pytest.approx(costs[1])
     found = summary(trace=early)
     assert costs[0] == pytest.approx(1.79 * found["duration_s"] / 3600 / (300 * 150) * 1e6)
+
+
+def test_the_host_s_time_of_a_step_can_be_set_and_its_default_is_the_one_stated() -> None:
+    stated = "default: 0.71, measured on vLLM's engine loop"
+    assert stated in inspect.getsource(_deployment) and pytest.approx(0.71e-3) == STEP_S
+    plain, same, slow = (summary(trace=requests(), step_overhead_ms=ms)["mean_itl_ms"] for ms in (None, 0.71, 5.71))
+    assert plain == same
+    assert plain + 5 < slow < plain + 10, "5 ms more a step, and a larger batch for it"

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from leankv.simulator.resident import Resident
 
 Ints = npt.NDArray[np.int64]
-FINISHED, REJECTED, UNFINISHED = 0, 1, 2
-STATUS_NAMES = ("finished", "rejected", "unfinished")
 PACK_FROM = 1 << 15
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leankv.simulator.clock import PS_PER_MS, TICK_BITS
-from leankv.simulator.recorder import FINISHED, REJECTED, STATUS_NAMES, UNFINISHED, ReplicaLog, RequestRecords
+from leankv.serving import run_tables
+from leankv.serving.run_tables import FINISHED, REJECTED, UNFINISHED
+from leankv.simulator.clock import TICK_BITS
+from leankv.simulator.recorder import ReplicaLog, RequestRecords
 from leankv.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -15,36 +17,22 @@ if TYPE_CHECKING:
 
 
 def request_table(trace: Trace, records: RequestRecords) -> pa.Table:
-    """The table `requests` of `leankv.serving.runs`, a row a request of the trace; latencies in ms, NaN where none."""
-    import pyarrow as pa
-
+    """The table `requests` of a run, a row a request of the trace."""
     rows = records.finished.column("request")
-    times = {name: _spread(records, rows, name, len(trace)) for name in ("admitted_ps", "first_token_ps", "finish_ps")}
     arrival = trace.arrival_ps.copy()
     arrival[rows] = records.finished.column("arrival_ps")
-    status = np.full(len(trace), UNFINISHED, dtype=np.int8)
+    status = np.full(len(trace), UNFINISHED)
     status[rows] = FINISHED
     status[records.rejected.column("request")] = REJECTED
-    first, finish = times["first_token_ps"], times["finish_ps"]
-    gaps = trace.output_tokens.astype(np.float64) - 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where((finish >= 0) & (gaps > 0), (finish - first) / gaps / PS_PER_MS, np.nan)
+    recorded = ("admitted_ps", "first_token_ps", "finish_ps", "replica", "preemptions")
     columns = {
-        "request_id": np.arange(len(trace)),
-        "replica": _spread(records, rows, "replica", len(trace)).astype(np.int32),
-        "status": pa.DictionaryArray.from_arrays(status, list(STATUS_NAMES)).cast(pa.string()),
+        "status": status,
         "prompt_tokens": trace.prompt_tokens,
         "output_tokens": trace.output_tokens,
         "arrival_ps": arrival,
-        **times,
-        "queue_ms": _elapsed_ms(times["admitted_ps"], arrival),
-        "ttft_ms": _elapsed_ms(first, arrival),
-        "tpot_ms": tpot,
-        "e2el_ms": _elapsed_ms(finish, arrival),
-        "preemptions": np.maximum(_spread(records, rows, "preemptions", len(trace)), 0).astype(np.int32),
-        "reason": _reasons(records, len(trace)),
+        **{name: _spread(records, rows, name, len(trace)) for name in recorded},
     }
-    return pa.table(columns)
+    return run_tables.request_table(columns, records.reasons)
 
 
 def _spread(records: RequestRecords, rows: np.ndarray, name: str, count: int) -> np.ndarray:
@@ -75,15 +63,3 @@ def _one_replica(index: int, log: ReplicaLog) -> dict[str, np.ndarray]:
         "prompt_tokens": column("prompt_tokens"),
         "waiting": column("waiting"),
     }
-
-
-def _elapsed_ms(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    return np.where(later >= 0, (later - earlier) / PS_PER_MS, np.nan)
-
-
-def _reasons(records: RequestRecords, count: int) -> pa.Array:
-    import pyarrow as pa
-
-    if not records.reasons:
-        return pa.nulls(count, pa.string())
-    return pa.array([records.reasons.get(row) for row in range(count)], pa.string())

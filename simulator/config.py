@@ -20,8 +20,8 @@ class SimulationConfig:
     `tp` GPUs hold one replica. `kv_memory_bytes` caps the KV pool of one GPU; without it the pool is what
     `memory_utilization` of the GPU's memory leaves beside the weights and the activations of a full step.
     `slo` maps "ttft", "tpot", "e2el" to milliseconds. `per_step` runs the slow oracle in place of the jumping engine.
-    `max_concurrency` closes the loop: at most so many requests in flight. `step_overhead_ms` replaces the host's time of
-    a step that the GPU waits for (default: `step_time.overhead.STEP_S`).
+    `max_concurrency` closes the loop: at most so many requests in flight. `step_overhead_ms` replaces the host's time
+    of a step that the GPU waits for (default: `step_time.overhead.STEP_S`).
     """
 
     model: ModelSpec

@@ -48,11 +48,15 @@ def usage_summary(
     }
 
 
-def prefix_summary(deployment: Deployment, logs: list[ReplicaLog], prompt_tokens: int) -> dict[str, Any]:
-    """Whether prefixes were shared, and the share of all prompt tokens that was found computed."""
+def prefix_summary(deployment: Deployment, logs: list[ReplicaLog], prompts: Ints) -> dict[str, Any]:
+    """Whether prefixes were shared, and the share of all admitted prompt tokens that was found computed.
+
+    `prompts`: prompt tokens by request id. A request counts each time it is admitted, and not at all if rejected.
+    """
     if not deployment.config.prefix_caching:
         return {"prefix_caching": "off"}
     if not deployment.shares_prefixes():
         return {"prefix_caching": "not possible with this policy"}
     hits = sum(int(log.stays.column("hit_tokens").sum()) for log in logs)
-    return {"prefix_caching": "on", "prefix_hit_rate": hits / prompt_tokens}
+    asked = sum(int(prompts[log.stays.column("request")].sum()) for log in logs)
+    return {"prefix_caching": "on", "prefix_hit_rate": hits / asked}

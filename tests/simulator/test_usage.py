@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -20,7 +21,7 @@ from leankv.simulator.config import SimulationConfig
 from leankv.simulator.run import simulate
 from leankv.simulator.step_time.overhead import STEP_S
 from leankv.traces.open import open_trace
-from leankv.traces.trace import Trace
+from leankv.traces.trace import PrefixBlocks, Trace
 
 LIMITS = SchedulerLimits(max_num_seqs=8, max_num_batched_tokens=100)
 DECODE, FULL, BLOCKED, CROWDED = (5, 0), (5, 95), (5, 20), (8, 0)
@@ -99,3 +100,13 @@ def test_the_host_s_time_of_a_step_can_be_set_and_its_default_is_the_one_stated(
     plain, same, slow = (summary(trace=requests(), step_overhead_ms=ms)["mean_itl_ms"] for ms in (None, 0.71, 5.71))
     assert plain == same
     assert plain + 5 < slow < plain + 10, "5 ms more a step, and a larger batch for it"
+
+
+def test_rejected_prompts_are_not_asked_of_the_prefix_cache() -> None:
+    """Four equal prompts of ten blocks: three find nine of them, since a prompt's last token is always computed."""
+    blocks = PrefixBlocks(np.arange(6) * 10, np.tile(np.arange(10), 5), 100)
+    prompts = np.array([1000, 1000, 1000, 1000, 10**6])
+    trace = Trace("five", np.arange(5) * 10**12, prompts, np.full(5, 20), blocks)
+    found = summary(trace=trace, prefix_caching=True)
+    assert (found["completed"], found["rejected"]) == (4, 1)
+    assert found["prefix_hit_rate"] == pytest.approx(2700 / 4000)

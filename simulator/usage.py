@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from leankv.serving.bottleneck import limiting_resource
 from leankv.serving.run_tables import rejections
 from leankv.traces.trace import Trace
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
     from leankv.simulator.recorder import ReplicaLog
     from leankv.simulator.run import Deployment
+
+Ints = npt.NDArray[np.int64]
 
 
 def usage_summary(

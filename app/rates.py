@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from leankv.simulator.sweep import Knee
+from leankv.simulator.sweep import ATTAINMENT, Knee
 from leankv.simulator.sweep import knee as knee_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ATTAINMENT = 0.9  # share of the offered requests that must meet every SLO up to the knee
 TIE = 0.02  # goodputs closer than this share of the best are told apart by latency instead
 
 LOST = 0.5  # the search upwards ends where no policy serves this share in time

@@ -58,7 +58,7 @@ class Sweep:
     rate_scale: Floats = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
     """Arrivals this many times as fast; default 0.5 0.71 1 1.41 2 2.83 4."""
     deployment: Annotated[Swept, tyro.conf.arg(name="")] = field(default_factory=Swept)
-    attainment: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.99
+    attainment: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.9
     """Share of the requests that must meet every SLO, up to a policy's knee."""
     workers: Count = None
     """Processes; default: one a core."""

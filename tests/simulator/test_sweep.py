@@ -51,7 +51,7 @@ def test_an_unstable_rate_does_not_hold_and_nothing_beyond_it_counts() -> None:
 def test_a_policy_that_never_gives_way_has_no_upper_end_and_one_past_its_knee_no_knee() -> None:
     found = knee([row(1, 1.0), row(2, 1.0)])
     assert found is not None and not found.reached and found.rate_rps == 2
-    assert knee([row(1, 0.9), row(2, 1.0)]) is None
+    assert knee([row(1, 0.89), row(2, 1.0)]) is None
     assert knee([]) is None
 
 

@@ -230,6 +230,22 @@ class MemoryModel:
         uncompressed = self.heads * context * FP16.payload_bytes(self.model.head_dim)
         return uncompressed / (self.pages(prompt, context) * self.page_bytes)
 
+    def ratios(self, prompts: np.ndarray, contexts: np.ndarray) -> tuple[float, float]:
+        """(nominal, physical) of requests together, int64 arrays: all their uncompressed bytes over all their bytes.
+
+        Not that of a mean request: where a budget caps what is kept, only the long ones are compressed.
+        """
+        head_dim = self.model.head_dim
+        uncompressed = float(self.heads * contexts.sum() * FP16.payload_bytes(head_dim))
+        payload = sum(
+            group.heads * float(curve.at_array(prompts, contexts).sum()) * tier.format.payload_bytes(head_dim)
+            for group in self._groups
+            for curve, tier in zip(group.curves, self.policy.tiers, strict=True)
+            if curve is not None
+        )
+        pages = int(self.pages_array(prompts, contexts).sum())
+        return uncompressed / payload, uncompressed / (pages * self.page_bytes)
+
     @cached_property
     def _formats(self) -> tuple[KVFormat, ...]:
         """Formats that share the pool: the tiers' and, where prompts are staged, FP16."""

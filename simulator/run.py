@@ -182,7 +182,7 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
     preemption_gaps_ps = [gap for log in logs for gap in log.preemption_gaps_ps]
     summary = summarise(requests, segments, config.slo, preemption_gaps_ps)
-    summary |= usage_summary(deployment, trace, requests, segments, states, summary["duration_s"])
+    summary |= usage_summary(deployment, requests, segments, states, summary["duration_s"])
     summary |= prefix_summary(deployment, logs, prompts)
     return Run("simulated", _config_dict(config, trace), summary, requests, states, segments)
 

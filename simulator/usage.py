@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from leankv.serving.bottleneck import limiting_resource
 from leankv.serving.run_tables import rejections
-from leankv.traces.trace import Trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def usage_summary(
-    deployment: Deployment, trace: Trace, requests: pa.Table, segments: pa.Table, states: pa.Table, duration_s: float
+    deployment: Deployment, requests: pa.Table, segments: pa.Table, states: pa.Table, duration_s: float
 ) -> dict[str, Any]:
     """Summary keys beyond the latencies; pages are counted at the timeline's instants, per replica.
 
@@ -29,9 +28,9 @@ def usage_summary(
     """
     config, memory = deployment.config, deployment.memory
     used = states["kv_pages_used"].to_numpy()
-    outputs = int(requests.filter(requests["status"].to_numpy() == "finished")["output_tokens"].to_numpy().sum())
+    prompts, outputs = finished_lengths(requests)
+    nominal, physical = memory.ratios(prompts, prompts + outputs)
     dollars = config.device.price_usd_h * config.gpus * duration_s / 3600
-    prompt, context = int(trace.prompt_tokens.mean()), int((trace.prompt_tokens + trace.output_tokens).mean())
     return {
         "policy": config.policy.name,
         "step_time_source": deployment.step_time.source,
@@ -44,13 +43,20 @@ def usage_summary(
         "kv_pool_gib": deployment.kv_bytes / 2**30,
         "max_running": int(states["running"].to_numpy().max()),
         "mean_running": float(states["running"].to_numpy().mean()),
-        "nominal_ratio": memory.nominal_ratio(prompt, context),
-        "physical_ratio": memory.physical_ratio(prompt, context),
-        "usd_per_million_output_tokens": dollars / outputs * 1e6,
+        "nominal_ratio": nominal,
+        "physical_ratio": physical,
+        "usd_per_million_output_tokens": dollars / int(outputs.sum()) * 1e6,
         "limited_by": limiting_resource(deployment.limits, segments),
         "rejections": rejections(requests),
         "window": "all requests from the first arrival to the last token; no warm-up and no tail is cut off",
     }
+
+
+def finished_lengths(requests: pa.Table) -> tuple[Ints, Ints]:
+    """(prompt tokens, output tokens) of the finished requests."""
+    done = requests.filter(requests["status"].to_numpy() == "finished")
+    prompts, outputs = (done[name].to_numpy().astype(np.int64) for name in ("prompt_tokens", "output_tokens"))
+    return prompts, outputs
 
 
 def prefix_summary(deployment: Deployment, logs: list[ReplicaLog], prompts: Ints) -> dict[str, Any]:

@@ -190,6 +190,17 @@ def test_score_keeping_moves_its_bookkeeping_every_step() -> None:
     )
 
 
+def test_ratios_are_those_of_all_requests_together() -> None:
+    """SnapKV keeps short prompts whole: a mean request says nothing of the long ones, which hold the bytes."""
+    prompts = np.array([100] * 9 + [9000])
+    nominal, physical = llama("snapkv").ratios(prompts, prompts + 100)
+    assert nominal == pytest.approx((9 * 200 + 9100) / (9 * 200 + 1024 + 100))
+    assert 0.95 * nominal < physical < nominal
+    for name in registry:
+        found = llama(name).ratios(np.array([1000]), np.array([1234]))
+        assert found == pytest.approx((llama(name).nominal_ratio(1000, 1234), llama(name).physical_ratio(1000, 1234)))
+
+
 def test_only_keys_and_values_are_decoded() -> None:
     """A token of LeanKV's high tier moves 216 bytes a step, 16 of them its score and position, read and written."""
     assert [llama("leankv").cached_share(tier) for tier in (0, 1)] == [200 / 216, 104 / 120]

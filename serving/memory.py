@@ -216,24 +216,11 @@ class MemoryModel:
         groups = policy.read_groups(self.model.layers, kv_heads) + self._groups
         return all(curve.follows_context for group in groups for curve in group.curves if curve is not None)
 
-    def nominal_ratio(self, prompt: int, context: int) -> float:
-        """Uncompressed bytes over payload bytes: what papers report."""
-        held = self.policy.held_tokens(prompt, context, self.model.layers, self.heads // self.model.layers)
-        payload = sum(
-            tokens * tier.format.payload_bytes(self.model.head_dim)
-            for tokens, tier in zip(held, self.policy.tiers, strict=True)
-        )
-        return context * FP16.payload_bytes(self.model.head_dim) / payload
-
-    def physical_ratio(self, prompt: int, context: int) -> float:
-        """Uncompressed bytes over the bytes of all pages held: metadata, slack and fragments included."""
-        uncompressed = self.heads * context * FP16.payload_bytes(self.model.head_dim)
-        return uncompressed / (self.pages(prompt, context) * self.page_bytes)
-
     def ratios(self, prompts: np.ndarray, contexts: np.ndarray) -> tuple[float, float]:
         """(nominal, physical) of requests together, int64 arrays: all their uncompressed bytes over all their bytes.
 
-        Not that of a mean request: where a budget caps what is kept, only the long ones are compressed.
+        Nominal counts payload alone, as papers do; physical all pages held: metadata, slack and fragments included.
+        Not those of a mean request: where a budget caps what is kept, only the long ones are compressed.
         """
         head_dim = self.model.head_dim
         uncompressed = float(self.heads * contexts.sum() * FP16.payload_bytes(head_dim))

@@ -27,6 +27,11 @@ def llama(name: str, tp: int = 1, chunked: bool = True) -> MemoryModel:
     return MemoryModel(policy_named(name), MODELS["llama-3.1-8b"], tp, chunked)
 
 
+def ratios(memory: MemoryModel, prompt: int, context: int) -> tuple[float, float]:
+    """(nominal, physical) of one request."""
+    return memory.ratios(np.array([prompt]), np.array([context]))
+
+
 @given(memories, lengths, st.integers(0, 5_000), st.integers(1, 500))
 @settings(max_examples=400, deadline=None)
 def test_pages_never_shrink_and_growth_is_bounded(memory: MemoryModel, prompt: int, before: int, tokens: int) -> None:
@@ -84,7 +89,8 @@ def test_a_prompt_in_progress_reserves_what_it_will_hold(memory: MemoryModel, pr
 @settings(max_examples=200, deadline=None)
 def test_pages_cost_more_than_payload(memory: MemoryModel, prompt: int, generated: int) -> None:
     context = prompt + generated
-    assert memory.physical_ratio(prompt, context) <= memory.nominal_ratio(prompt, context) * (1 + 1e-12)
+    nominal, physical = ratios(memory, prompt, context)
+    assert physical <= nominal * (1 + 1e-12)
 
 
 def test_uncompressed_pages_are_blocks_of_16_tokens_without_slack() -> None:
@@ -93,7 +99,7 @@ def test_uncompressed_pages_are_blocks_of_16_tokens_without_slack() -> None:
     assert memory.tokens_per_page == (16,)
     for context in (1, 16, 17, 1000):
         assert memory.pages(1, context) == 256 * ceil(context / 16)
-    assert memory.physical_ratio(16, 1600) == memory.nominal_ratio(16, 1600) == 1.0
+    assert ratios(memory, 16, 1600) == (1.0, 1.0)
     assert memory.kv_read(16, 1600) == (1600 * 128 * 1024,)
 
 
@@ -101,10 +107,10 @@ def test_plain_formats_compress_by_their_bytes() -> None:
     expected = {"fp16": (1, 1), "fp8": (2, 2), "int8": (2, 512 / 264), "int4": (4, 512 / 136)}
     for name, (nominal, with_scales) in expected.items():
         memory = llama(name)
-        assert memory.nominal_ratio(1600, 1600) == nominal
+        assert ratios(memory, 1600, 1600)[0] == nominal
         assert sum(memory.kv_read(1600, 1600)) * with_scales == pytest.approx(1600 * 128 * 1024)
         # Segments start at multiples of 32 and 128 bytes: at most 8 % of a page of 16 tokens.
-        assert 0.92 * with_scales <= memory.physical_ratio(1600, 1600) <= with_scales
+        assert 0.92 * with_scales <= ratios(memory, 1600, 1600)[1] <= with_scales
 
 
 def test_leankv_pages_are_the_published_ones() -> None:
@@ -120,7 +126,7 @@ def test_heads_that_differ_pay_half_a_page_each_and_tier() -> None:
     assert memory.pages_by_tier(2000, 2500) == (ceil(256 * (high / 32 + 0.5)), ceil(256 * (low / 60 + 0.5)))
     # One token a head still takes a page a head; a compressed short context can need more than an uncompressed one.
     assert memory.pages(1, 1) == 256
-    assert memory.physical_ratio(20, 20) < 2 < memory.physical_ratio(200, 200) < memory.physical_ratio(2000, 2000)
+    assert ratios(memory, 20, 20)[1] < 2 < ratios(memory, 200, 200)[1] < ratios(memory, 2000, 2000)[1]
 
 
 def test_ada_kv_pays_for_uneven_heads_where_snapkv_does_not() -> None:
@@ -197,8 +203,13 @@ def test_ratios_are_those_of_all_requests_together() -> None:
     assert nominal == pytest.approx((9 * 200 + 9100) / (9 * 200 + 1024 + 100))
     assert 0.95 * nominal < physical < nominal
     for name in registry:
-        found = llama(name).ratios(np.array([1000]), np.array([1234]))
-        assert found == pytest.approx((llama(name).nominal_ratio(1000, 1234), llama(name).physical_ratio(1000, 1234)))
+        memory = llama(name)
+        held = memory.policy.held_tokens(1000, 1234, 32, 8)
+        payload = sum(n * tier.format.payload_bytes(128) for n, tier in zip(held, memory.policy.tiers, strict=True))
+        whole = 1234 * 512
+        assert ratios(memory, 1000, 1234) == pytest.approx(
+            (whole / payload, 256 * whole / (memory.pages(1000, 1234) * memory.page_bytes))
+        )
 
 
 def test_only_keys_and_values_are_decoded() -> None:
@@ -214,4 +225,4 @@ def test_other_head_sizes_have_pages_too() -> None:
     for name in registry:
         memory = MemoryModel(policy_named(name), small)
         assert memory.page_bytes % 128 == 0
-        assert 0.5 < memory.physical_ratio(2000, 2000) < 12
+        assert 0.5 < ratios(memory, 2000, 2000)[1] < 12

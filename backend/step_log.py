@@ -1,0 +1,70 @@
+"""What the live engine writes down: a row a step, on a monotonic clock in picoseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+PS_PER_NS = 1000
+
+
+class Clock:
+    """Picoseconds since `start`, which is construction unless it is called again."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self._began = time.monotonic_ns()
+
+    def now(self) -> int:
+        return (time.monotonic_ns() - self._began) * PS_PER_NS
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step. sequences: requests that were given a decoded token. prompt_tokens: computed or replayed beside them.
+
+    running, waiting, preemptions (so far): after scheduling. staging, tier0, tier1: pages after the step. cached:
+    positions of decoding requests; tokens0, tokens1: tokens that their tiers hold, over all layers and heads.
+    """
+
+    start_ps: int
+    end_ps: int
+    sequences: int
+    prompt_tokens: int
+    running: int
+    waiting: int
+    preemptions: int
+    staging: int
+    tier0: int
+    tier1: int
+    cached: int
+    tokens0: int
+    tokens1: int
+
+
+@dataclass(frozen=True)
+class SlotCounts:
+    """What each slot holds after a step, over all layers and heads: (high, low) pages and tokens."""
+
+    pages: Sequence[tuple[int, int]]
+    tokens: Sequence[tuple[int, int]]
+
+    def totals(self, slots: Sequence[int]) -> tuple[int, int, int, int]:
+        """Pages of the high and the low tier, then tokens, of these slots together."""
+        pages, tokens = ([of[slot] for slot in slots] for of in (self.pages, self.tokens))
+        return sum(p for p, _ in pages), sum(p for _, p in pages), sum(t for t, _ in tokens), sum(t for _, t in tokens)
+
+
+@dataclass
+class StepLog:
+    rows: list[StepRow] = field(default_factory=list)
+
+    def column(self, name: str) -> npt.NDArray[np.int64]:
+        """int64 [steps]."""
+        return np.fromiter((getattr(row, name) for row in self.rows), np.int64, len(self.rows))

@@ -85,7 +85,7 @@ def deploy(config: SimulationConfig) -> Deployment:
         for index, tier in enumerate(config.policy.tiers)
     )
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
-    capacity = memory.capacity(kv_bytes)
+    capacity = memory.capacity(kv_bytes, config.max_num_seqs)
     return Deployment(config, memory, step_time, costs, ReadCurves(memory, multipliers), kv_bytes, capacity, limits)
 
 
@@ -182,7 +182,7 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
     preemption_gaps_ps = [gap for log in logs for gap in log.preemption_gaps_ps]
     summary = summarise(requests, segments, config.slo, preemption_gaps_ps)
-    summary |= usage_summary(deployment, requests, segments, states, summary["duration_s"])
+    summary |= usage_summary(deployment, logs, requests, segments, states, summary["duration_s"])
     summary |= prefix_summary(deployment, logs, prompts)
     return Run("simulated", _config_dict(config, trace), summary, requests, states, segments)
 

@@ -18,7 +18,7 @@ from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.scheduler import SchedulerLimits
 from leankv.simulator.config import SimulationConfig
-from leankv.simulator.run import simulate
+from leankv.simulator.run import deploy, simulate
 from leankv.simulator.step_time.overhead import STEP_S
 from leankv.traces.open import open_trace
 from leankv.traces.trace import PrefixBlocks, Trace
@@ -110,3 +110,20 @@ def test_rejected_prompts_are_not_asked_of_the_prefix_cache() -> None:
     found = summary(trace=trace, prefix_caching=True)
     assert (found["completed"], found["rejected"]) == (4, 1)
     assert found["prefix_hit_rate"] == pytest.approx(2700 / 4000)
+
+
+def test_the_most_running_is_counted_not_sampled() -> None:
+    """Two requests of a few milliseconds meet once in a thousand seconds, between two instants of the timeline."""
+    arrival = np.array([0, 500_400, 500_400, 1_000_000]) * 10**9
+    trace = Trace("rare", arrival, np.full(4, 10), np.full(4, 5))
+    assert summary(trace=trace)["max_running"] == 2
+    assert summary("100", max_num_seqs=7)["max_running"] == 7
+
+
+def test_counters_are_paid_for_as_many_requests_as_may_run() -> None:
+    model, device = model_named("llama-3.1-8b"), device_named("a100-80gb")
+    few, many = (
+        deploy(SimulationConfig(model, device, policy_named("leankv"), max_num_seqs=n, kv_memory_bytes=2**30)).capacity
+        for n in (16, 2048)
+    )
+    assert few > many

@@ -24,7 +24,7 @@ from leankv.kernels.selectors import (
     score_prompt,
     select_prompt,
 )
-from leankv.kernels.significance import queries_seen
+from leankv.kernels.significance import over_group, prefill_scores, queries_seen
 from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.pages import PageLayout
@@ -195,7 +195,7 @@ def _note_queries(cache: KVCache, request: Request, layer: int, queries: Tensor,
         earlier = request.queries.get(layer, queries[:0])
         request.queries[layer] = torch.cat([earlier, queries])[-policy.score.window :].clone()
         return
-    given = score_prompt(policy, queries, keys, scale, cache.path)
+    given = prefill_scores(queries, keys, scale, None, cache.path)
     if layer in request.scores:
         given[:, : len(keys) - len(queries)] += request.scores[layer]
     request.scores[layer] = given
@@ -204,8 +204,9 @@ def _note_queries(cache: KVCache, request: Request, layer: int, queries: Tensor,
 def _compress(cache: KVCache, slot: int, layer: int, request: Request, tokens: Tokens, scale: float) -> None:
     """Sort a complete prompt's tokens into tiers, scores and positions with them."""
     policy = request.policy_in_force
-    scores = request.scores.pop(layer, None)
-    if scores is None:
+    if layer in request.scores:
+        scores = over_group(request.scores.pop(layer), cache.shape.kv_heads, policy.score.over_group)
+    else:
         scores = score_prompt(policy, request.queries.pop(layer), tokens.keys, scale, cache.path)
     tiers = select_prompt(policy, scores, cache.path)
     places, counts = place_prompt(policy, tiers)

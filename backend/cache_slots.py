@@ -18,7 +18,7 @@ class Request:
     """One request on the host.
 
     policy: its index in the cache. done: positions cached so far, prompt first. scores: by layer, what the prompt's
-    queries gave so far float32 [kv_heads, done] (policies that score all queries). queries: by layer, the last few
+    queries gave so far float32 [heads, done] (policies that score all queries). queries: by layer, the last few
     queries seen (policies that score a recent window).
     """
 

@@ -89,7 +89,7 @@ def _significance() -> Iterator[Variant]:
         "significance: scores",
         significance_triton.score_kernel,
         {**tensors, "scores": "*fp32", **numbers},
-        {"SPLITS": significance_triton.MAX_SPLITS, "MEAN": False, **shape},
+        {"SPLITS": significance_triton.MAX_SPLITS, "MEAN": False, "EACH": False, **shape},
         significance_triton.NUM_WARPS,
     )
 

@@ -22,9 +22,11 @@ QUERY_BLOCK = 64
 
 
 def prefill_scores(
-    queries: Tensor, keys: Tensor, scale: float, group: GroupAggregation = "max", path: Path | None = None
+    queries: Tensor, keys: Tensor, scale: float, group: GroupAggregation | None = "max", path: Path | None = None
 ) -> Tensor:
     """Score of every prompt token for every KV head: float32 [kv_heads, N].
+
+    With `group` None the sums of every query head, float32 [heads, N]: those of a prompt's chunks add up, maxima do not.
 
     queries  [W, heads, head_dim], the last W of the prompt, after RoPE
     keys     [N, kv_heads, head_dim], all of the prompt, after RoPE; N >= W
@@ -33,13 +35,18 @@ def prefill_scores(
     assert queries.shape[0] <= keys.shape[0], "more queries than tokens"
     assert queries.shape[1] % keys.shape[1] == 0, "query heads must split over KV heads"
     chosen = path_for(keys, path)
-    if chosen == "reference":
-        return _reference(queries, keys, scale, group)
-    if chosen == "torch":
-        return _vectorised(queries, keys, scale, group)
-    from leankv.kernels import significance_triton
+    if chosen == "triton":
+        from leankv.kernels import significance_triton
 
-    return significance_triton.prefill_scores(queries, keys, scale, group)
+        return significance_triton.prefill_scores(queries, keys, scale, group)
+    each = (_reference if chosen == "reference" else _vectorised)(queries, keys, scale)
+    return each if group is None else over_group(each, keys.shape[1], group)
+
+
+def over_group(each: Tensor, kv_heads: int, group: GroupAggregation) -> Tensor:
+    """Scores [kv_heads, N] out of the sums of every query head [heads, N]."""
+    grouped = each.view(kv_heads, -1, each.shape[-1])
+    return grouped.amax(1) if group == "max" else grouped.mean(1)
 
 
 def queries_seen(tokens: int, window: int, device: torch.device | str = "cpu") -> Tensor:
@@ -48,7 +55,7 @@ def queries_seen(tokens: int, window: int, device: torch.device | str = "cpu") -
     return remaining.clamp(max=window)
 
 
-def _reference(queries: Tensor, keys: Tensor, scale: float, group: GroupAggregation) -> Tensor:
+def _reference(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     window, heads, _ = queries.shape
     tokens, kv_heads, _ = keys.shape
     each = torch.zeros(heads, tokens)
@@ -57,10 +64,10 @@ def _reference(queries: Tensor, keys: Tensor, scale: float, group: GroupAggregat
         for query in range(window):
             seen = tokens - window + query + 1
             each[head, :seen] += torch.softmax(logits[query, :seen], dim=0)
-    return _over_group(each.to(keys.device), kv_heads, group)
+    return each.to(keys.device)
 
 
-def _vectorised(queries: Tensor, keys: Tensor, scale: float, group: GroupAggregation) -> Tensor:
+def _vectorised(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     window, heads, head_dim = queries.shape
     tokens, kv_heads, _ = keys.shape
     by_head = keys.permute(1, 2, 0).float()
@@ -74,9 +81,4 @@ def _vectorised(queries: Tensor, keys: Tensor, scale: float, group: GroupAggrega
         future = torch.ones(block.shape[0], block.shape[0], dtype=torch.bool, device=keys.device).triu(1)
         logits[:, :, first:].masked_fill_(future, -torch.inf)
         each[:, :, :last] += torch.softmax(logits, dim=-1).sum(1).view(kv_heads, -1, last)
-    return _over_group(each.flatten(0, 1), kv_heads, group)
-
-
-def _over_group(each: Tensor, kv_heads: int, group: GroupAggregation) -> Tensor:
-    grouped = each.view(kv_heads, -1, each.shape[-1])
-    return grouped.amax(1) if group == "max" else grouped.mean(1)
+    return each.flatten(0, 1)

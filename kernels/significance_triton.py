@@ -16,14 +16,14 @@ NUM_WARPS = 8
 SMALLEST = tl.constexpr(1e-30)
 
 
-def prefill_scores(queries: Tensor, keys: Tensor, scale: float, group: str) -> Tensor:
+def prefill_scores(queries: Tensor, keys: Tensor, scale: float, group: str | None) -> Tensor:
     """See `significance.prefill_scores`."""
     window, heads, head_dim = queries.shape
     tokens, kv_heads, _ = keys.shape
     splits = min(MAX_SPLITS, triton.cdiv(tokens, BLOCK_KEYS))
     split_keys = triton.cdiv(triton.cdiv(tokens, splits), BLOCK_KEYS) * BLOCK_KEYS
     normaliser = torch.empty(heads, splits, window, dtype=torch.float32, device=keys.device)
-    scores = torch.empty(kv_heads, tokens, dtype=torch.float32, device=keys.device)
+    scores = torch.empty(kv_heads if group else heads, tokens, dtype=torch.float32, device=keys.device)
     shape = {
         "GROUP": heads // kv_heads,
         "KV_HEADS": kv_heads,
@@ -38,7 +38,7 @@ def prefill_scores(queries: Tensor, keys: Tensor, scale: float, group: str) -> T
     normaliser_kernel[(heads, splits, blocks)](*given, window, tokens, scale, splits, split_keys, **shape)
     score_kernel[(kv_heads, triton.cdiv(tokens, BLOCK_KEYS))](
         *given, scores, window, tokens, scale, splits,
-        SPLITS=triton.next_power_of_2(splits), MEAN=group == "mean", **shape,
+        SPLITS=triton.next_power_of_2(splits), MEAN=group == "mean", EACH=group is None, **shape,
     )  # fmt: skip
     return scores
 
@@ -93,13 +93,14 @@ def normaliser_kernel(
 @triton.jit
 def score_kernel(
     queries, keys, normaliser, scores, window, tokens, scale, splits,
-    SPLITS: tl.constexpr, MEAN: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    SPLITS: tl.constexpr, MEAN: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Sum over the queries, then maximum or mean over the group, for one KV head and one block of keys."""
+    """Sum over the queries, then maximum or mean over the group (or neither), for one KV head and one block of keys."""
     kv_head = tl.program_id(0)
     first_key = tl.program_id(1) * BLOCK_KEYS
     k = _block(keys, kv_head, first_key, tokens, KV_HEADS, HEAD_DIM, DIM, BLOCK_KEYS)
+    key = first_key + tl.arange(0, BLOCK_KEYS)
     of_group = tl.zeros([BLOCK_KEYS], tl.float32)
     for member in range(GROUP):
         head = kv_head * GROUP + member
@@ -117,5 +118,7 @@ def score_kernel(
             logits = _logits(q, k, first_query, first_key, window, tokens, scale, BLOCK_QUERIES, BLOCK_KEYS)
             of_head += tl.sum(tl.exp(logits - log_total[:, None]), 0)
         of_group = (of_group + of_head / GROUP) if MEAN else tl.maximum(of_group, of_head)
-    key = first_key + tl.arange(0, BLOCK_KEYS)
-    tl.store(scores + kv_head.to(tl.int64) * tokens + key, of_group, mask=key < tokens)
+        if EACH:
+            tl.store(scores + head.to(tl.int64) * tokens + key, of_head, mask=key < tokens)
+    if not EACH:
+        tl.store(scores + kv_head.to(tl.int64) * tokens + key, of_group, mask=key < tokens)

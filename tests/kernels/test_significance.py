@@ -8,18 +8,21 @@ import torch
 from leankv.kernels.significance import prefill_scores, queries_seen
 
 
-def _oracle(queries: torch.Tensor, keys: torch.Tensor, window: int, scale: float, group: str) -> torch.Tensor:
+def _oracle(queries: torch.Tensor, keys: torch.Tensor, window: int, scale: float, group: str | None) -> torch.Tensor:
     """Full causal attention in float64, all queries, then only the last `window` of them summed."""
     n, heads, _ = queries.shape
     ratio = heads // keys.shape[1]
     logits = torch.einsum("qhd,khd->hqk", queries.double(), keys.double().repeat_interleave(ratio, 1)) * scale
     logits = logits.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf)
-    sums = logits.softmax(-1)[:, -window:].sum(1).view(keys.shape[1], ratio, n)
+    each = logits.softmax(-1)[:, -window:].sum(1)
+    if group is None:
+        return each
+    sums = each.view(keys.shape[1], ratio, n)
     return sums.amax(1) if group == "max" else sums.mean(1)
 
 
 @pytest.mark.parametrize("path", ["reference", "torch"])
-@pytest.mark.parametrize("group", ["max", "mean"])
+@pytest.mark.parametrize("group", ["max", "mean", None])
 @pytest.mark.parametrize(
     ("tokens", "window", "heads", "kv_heads", "head_dim"),
     [(1, 1, 2, 1, 64), (63, 63, 3, 3, 64), (64, 64, 9, 3, 96), (150, 64, 7, 1, 128), (130, 130, 4, 2, 64)],

@@ -66,7 +66,10 @@ def query_plane(query, row_mask, PART: tl.constexpr, PLANE: tl.constexpr):
 
 @triton.jit
 def query_planes(query, row_mask, CODEC: tl.constexpr):
-    """All planes of the query, weighted, as float16 halves; and the sums of the query by key group."""
+    """All planes of the query as float16 halves, and the sums of the query by key group.
+
+    Integer planes are weighted here. That of a float format is not: 256 times a query may be no float16.
+    """
     planes_of_query = ()
     sums = ()
     for _g in tl.static_range(of(CODEC, "key_groups")):
@@ -76,9 +79,9 @@ def query_planes(query, row_mask, CODEC: tl.constexpr):
             x = query_plane(query, row_mask, key_part(CODEC, p), plane(key_part(CODEC, p), i))
             if of(CODEC, "key_groups") > 0:
                 sums = _added(sums, tl.sum(x, 1), p, CODEC, i)
-            planes_of_query = planes_of_query + (
-                unfolded(x * of(plane(key_part(CODEC, p), i), "weight"), of(key_part(CODEC, p), "columns")),
-            )
+            if not of(CODEC, "is_float"):
+                x *= of(plane(key_part(CODEC, p), i), "weight")
+            planes_of_query = planes_of_query + (unfolded(x, of(key_part(CODEC, p), "columns")),)
     return planes_of_query, sums
 
 
@@ -123,7 +126,7 @@ def logits_of(
                     product = tl.dot(mine, tl.trans(codes), product)
         folded_product = folded(product, TILE)
         if of(CODEC, "is_float"):
-            total = folded_product
+            total = folded_product * of(plane(key_part(CODEC, 0), 0), "weight")
         else:
             pair = tl.load(
                 pool32 + page // 2 + of(CODEC, "key_meta") + place * of(CODEC, "key_groups") + g, mask=valid, other=0

@@ -18,11 +18,13 @@ from leankv.serving.formats import FORMATS, FP8, FP16, K3V2, K4V2, K4V2_24, K4V4
 TOLERANCE = 2e-3
 
 
-def check(name: str, filled: caches.Filled, group: int, splits: int, dtype: torch.dtype = torch.float16) -> None:
-    """Poisoned outputs and workspace, then the error of output and contributions."""
+def check(
+    name: str, filled: caches.Filled, group: int, splits: int, dtype: torch.dtype = torch.float16, loud: float = 1
+) -> None:
+    """Poisoned outputs and workspace, then the error of output and contributions; queries `loud` times as large."""
     cache, lengths = filled.cache, filled.lengths
     batch, heads, head_dim = len(lengths), cache.kv_heads * group, cache.head_dim
-    query = torch.randn(batch, heads, head_dim, generator=torch.Generator().manual_seed(3)).to(dtype)
+    query = (loud * torch.randn(batch, heads, head_dim, generator=torch.Generator().manual_seed(3))).to(dtype)
     capacity = max(high + low for row in lengths for high, low in row) + 3
     workspace = decode_workspace(batch, heads, cache.kv_heads, head_dim, capacity, splits, "cpu")
     for buffer in vars(workspace).values():
@@ -30,7 +32,7 @@ def check(name: str, filled: caches.Filled, group: int, splits: int, dtype: torc
     output = torch.full((batch, heads, head_dim), float("nan"))
     contributions = torch.full((batch, cache.kv_heads, capacity), float("nan"))
     slots = torch.arange(batch, dtype=torch.int32)
-    scale = head_dim**-0.5
+    scale = head_dim**-0.5 / loud
     decode_attention(query, cache, slots, scale, output, contributions, workspace, path="triton")
     expected, shares = caches.attention64(filled, query.float(), scale)
     error = float((output.double() - expected).abs().max() / expected.abs().max())
@@ -60,6 +62,14 @@ def groups() -> None:
         check(f"group-{group}", filled, group, 2)
 
 
+def loud_queries() -> None:
+    """Biases make queries of hundreds as well as keys; no product on the way may leave float16."""
+    for format in (FP8, FP16, K8V4, K3V2, KIVI2):
+        layouts = caches.layouts_for((format, K4V2), 64)
+        filled = caches.filled_cache(layouts, [(0, 1)], [[(32, 3)]], amplitude=328 if format != FP8 else 20)
+        check(f"loud-{format.name}", filled, 2, 2, loud=400)
+
+
 def lengths() -> None:
     layouts = caches.layouts_for((K8V4, K4V2), 128)
     high, low = layouts[0].tokens, layouts[1].tokens
@@ -76,7 +86,7 @@ def policies() -> None:
 
 
 if __name__ == "__main__":
-    cases = sys.argv[1:] or ["formats", "groups", "lengths", "policies"]
+    cases = sys.argv[1:] or ["formats", "groups", "loud", "lengths", "policies"]
     everything = tuple(sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name))
     if "formats" in cases:
         formats((64,), everything)
@@ -85,6 +95,8 @@ if __name__ == "__main__":
         formats((256,), (K8V4, K4V2))
     if "groups" in cases:
         groups()
+    if "loud" in cases:
+        loud_queries()
     if "lengths" in cases:
         lengths()
     if "policies" in cases:

@@ -63,7 +63,7 @@ def _least(
         if HEAVY and IS_LEAN:
             key = key * seen
         if (not HEAVY) and (not IS_LEAN):
-            key = key / seen
+            key = tl.div_rn(key, seen)
         ordered = (key.to(tl.int32, bitcast=True).to(tl.int64) << 32) | position.to(tl.int64)
         ordered = tl.where(there & (position <= newest), ordered, 0x7FFFFFFFFFFFFFFF)
         least = tl.min(ordered, 0)
@@ -111,8 +111,9 @@ def plan_kernel(
                 scores, positions, table, row, low, p, first, p,
                 1, False, SCORE_WINDOW, MAX_PAGES, PAGE_BYTES, IS_LEAN, LOW_TOKENS, LOW_SCORES, LOW_POSITIONS, BLOCK,
             )  # fmt: skip
-            prune_below = tl.load(alpha_low + index) / p
-            low_below = tl.load(alpha_high + index) / p
+            # A GPU's plain division is approximate; decisions and ties must be those of the other forms.
+            prune_below = tl.div_rn(tl.load(alpha_low + index), p.to(tl.float32))
+            low_below = tl.div_rn(tl.load(alpha_high + index), p.to(tl.float32))
             case = tl.where(least < low_below, tl.where(spare_least < prune_below, 2, 3), 0)
             case = tl.where((least < prune_below) & (least < spare_least), 1, case)
             case = tl.where(victim >= 0, case, 0)

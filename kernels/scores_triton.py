@@ -53,15 +53,18 @@ def update_kernel(
     row = tl.maximum(listed, 0).to(tl.int64)
     high = tl.load(counts + row * 2)
     count = tl.where(listed >= 0, tl.load(counts + row * 2 + TIER), 0)
-    token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = token < count
-    page, place = page_of(table, row, token, TIER, TOKENS, MAX_PAGES, there)
-    entry = token + high * TIER
-    gain = tl.load(gains + index.to(tl.int64) * gain_stride + entry, mask=there, other=0.0)
-    at = score_at(scores, page, place, SCORES, PAGE_BYTES, IS_LEAN)
-    score = tl.load(at, mask=there, other=0.0).to(tl.float32)
-    if IS_LEAN:
-        when = load_position(positions, page, place, there, POSITIONS, PAGE_BYTES, IS_LEAN)
-        seen = queries_before(when, tl.load(prompt + index), tl.load(position + index) + 1, SCORE_WINDOW)
-        gain = (gain - score) / tl.maximum(seen, 1.0)
-    tl.store(at, (score + gain).to(scores.dtype.element_ty), mask=there)
+    first = tl.program_id(1) * BLOCK
+    # The grid covers the longest request there may be; most of its programs have no tokens.
+    if first < count:
+        token = first + tl.arange(0, BLOCK)
+        there = token < count
+        page, place = page_of(table, row, token, TIER, TOKENS, MAX_PAGES, there)
+        entry = token + high * TIER
+        gain = tl.load(gains + index.to(tl.int64) * gain_stride + entry, mask=there, other=0.0)
+        at = score_at(scores, page, place, SCORES, PAGE_BYTES, IS_LEAN)
+        score = tl.load(at, mask=there, other=0.0).to(tl.float32)
+        if IS_LEAN:
+            when = load_position(positions, page, place, there, POSITIONS, PAGE_BYTES, IS_LEAN)
+            seen = queries_before(when, tl.load(prompt + index), tl.load(position + index) + 1, SCORE_WINDOW)
+            gain = tl.div_rn(gain - score, tl.maximum(seen, 1.0))
+        tl.store(at, (score + gain).to(scores.dtype.element_ty), mask=there)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,16 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """A policy's share of a step: where its requests stand in the batch, their slots (-1: another policy's), the rows'
-    inputs, and the new tokens' page and place int64 [members, layers, kv_heads].
+    """A policy's share of a step: where its requests stand in the batch, and by layer its rows' inputs.
+
+    page, place: int64 [layers, members, kv_heads] of the new tokens; the page is -1 for another policy's requests.
+    positions, scores: int32 and float32 [members, kv_heads] of the new tokens.
     """
 
     policy: int
     members: Tensor
-    slots: Tensor
-    inputs: StepInputs
+    inputs: tuple[StepInputs, ...]
     page: Tensor
     place: Tensor
+    positions: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +64,15 @@ def begin(cache: KVCache, slots: Tensor) -> Step:
     wanted = torch.cat([plan.wanted for plan in plans])
     pg.resize(cache.tables, torch.cat([each.rows for each in inputs]), wanted, path=cache.path)
     shares = []
-    for policy, (laid, (members, member_slots), rows, plan) in enumerate(
-        zip(cache.policies, chosen, inputs, plans, strict=True)
-    ):
+    for policy, (laid, (members, _), rows, plan) in enumerate(zip(cache.policies, chosen, inputs, plans, strict=True)):
         where = cache.pool, cache.tables, laid.tiers, cache.rules[policy]
         made = make_room(*where, rows.rows, plan, cache.errors, cache.path)
-        page, place = (each.view(len(members), cache.shape.layers, cache.shape.kv_heads) for each in made)
-        shares.append(Share(policy, members, member_slots, rows, page, place))
+        page, place = (_by_layer(cache, each).view(cache.shape.layers, -1, cache.shape.kv_heads) for each in made)
+        # A captured step runs on after a shortage: without rows it leaves the scores alone, too.
+        going = replace(rows, rows=torch.where(pg.met(cache.tables), rows.rows, -1))
+        positions = position[members, None].expand(page.shape[1:]).contiguous()
+        scores = torch.zeros(positions.shape, device=positions.device)
+        shares.append(Share(policy, members, _inputs_by_layer(cache, going), page, place, positions, scores))
     cache.state.advance(torch.where(pg.met(cache.tables), slots, -1))
     return Step(slots, position, tuple(shares), _contributions(cache, slots))
 
@@ -77,13 +82,9 @@ def store_new(cache: KVCache, step: Step, layer: int, keys: Tensor, values: Tens
     for share in step.shares:
         if not len(share.members):
             continue
-        page, place = share.page[:, layer].contiguous(), share.place[:, layer].contiguous()
-        position = step.position[share.members, None].expand(page.shape).contiguous()
-        tokens = Tokens(
-            keys[share.members], values[share.members], torch.zeros_like(page, dtype=torch.float32), position
-        )
+        tokens = Tokens(_of_members(share, keys), _of_members(share, values), share.scores, share.positions)
         layout, transform = cache.policies[share.policy].tiers[0], cache.transform(share.policy, layer)
-        store(cache.pool, layout, page, place, tokens, transform, cache.errors, cache.path)
+        store(cache.pool, layout, share.page[layer], share.place[layer], tokens, transform, cache.errors, cache.path)
 
 
 def layer_view(cache: KVCache, layer: int) -> LayerCache:
@@ -106,11 +107,9 @@ def update(cache: KVCache, step: Step, layer: int) -> None:
         if not laid.policy.bookkeeping or not len(share.members):
             continue
         assert step.contributions is not None
-        everyone = len(share.members) == len(step.slots)
-        gains = step.contributions if everyone else step.contributions[share.members]
-        inputs = _of_layer(cache, share.inputs, layer)
+        gains = _of_members(share, step.contributions).flatten(0, 1)
         window = cache.rules[share.policy].score_window
-        update_scores(cache.pool, cache.tables, laid.tiers, inputs, gains.flatten(0, 1), window, cache.path)
+        update_scores(cache.pool, cache.tables, laid.tiers, share.inputs[layer], gains, window, cache.path)
 
 
 def recompress_due(cache: KVCache, slots: Sequence[int]) -> None:
@@ -158,11 +157,20 @@ def _inputs(cache: KVCache, slots: Tensor) -> StepInputs:
     )
 
 
-def _of_layer(cache: KVCache, inputs: StepInputs, layer: int) -> StepInputs:
-    def cut(column: Tensor) -> Tensor:
-        return column.view(-1, cache.shape.layers, cache.shape.kv_heads)[:, layer].flatten()
+def _of_members(share: Share, batch: Tensor) -> Tensor:
+    """Rows of `batch` [batch, ...] that are a share's; no copy where all are."""
+    return batch if len(share.members) == len(batch) else batch[share.members]
 
-    return StepInputs(*(cut(getattr(inputs, name)) for name in StepInputs.__dataclass_fields__))
+
+def _by_layer(cache: KVCache, column: Tensor) -> Tensor:
+    """[layers, members * kv_heads], contiguous, out of [members * layers * kv_heads]: one copy a step, none a layer."""
+    by_slot = column.view(-1, cache.shape.layers, cache.shape.kv_heads)
+    return by_slot.transpose(0, 1).flatten(1).contiguous()
+
+
+def _inputs_by_layer(cache: KVCache, inputs: StepInputs) -> tuple[StepInputs, ...]:
+    columns = [_by_layer(cache, getattr(inputs, name)) for name in StepInputs.__dataclass_fields__]
+    return tuple(StepInputs(*(column[layer] for column in columns)) for layer in range(cache.shape.layers))
 
 
 def _contributions(cache: KVCache, slots: Tensor) -> Tensor | None:

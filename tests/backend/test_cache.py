@@ -145,12 +145,14 @@ def test_a_shortage_in_a_step_changes_nothing_and_can_be_mended() -> None:
     for _ in range(300):
         before = cache.tables.counts.clone(), cache.pool.clone()
         cache.begin_step(torch.tensor(list(texts), dtype=torch.int32))
-        if not cache.met:
-            break
+        met = cache.met
+        # A captured step runs to its end, shortage or not.
         for layer in range(2):
             names = ("queries", "keys", "values")
             rows = [torch.stack([getattr(texts[s], name)[layer, positions[s]] for s in texts]) for name in names]
             cache.decode(layer, *rows, SCALE)
+        if not met:
+            break
         cache.end_step(list(texts))
         positions = {slot: position + 1 for slot, position in positions.items()}
     else:

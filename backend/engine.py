@@ -18,7 +18,7 @@ from leankv.backend.cache_plan import CacheShape
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.page_account import LivePages
 from leankv.backend.sampling import choose
-from leankv.backend.step_log import Clock, SlotCounts, StepLog, StepRow
+from leankv.backend.step_log import Clock, FinalState, SlotCounts, StepLog, StepRow
 from leankv.kernels import pages as pg
 from leankv.serving.errors import InputError
 from leankv.serving.policies.base import Policy
@@ -107,6 +107,8 @@ class Engine:
         self._record((start, end), given, computed, running, counts)
         self.pages.stepped([high + low for high, low in counts.pages])
         for request in finished:
+            high, low, *tokens = counts.totals([request.slot])
+            self.log.final.append(FinalState(request.cached, high + low, (tokens[0], tokens[1])))
             self.scheduler.finish(request)
         return finished
 
@@ -201,8 +203,7 @@ class Engine:
         return not request.sampling.ignore_eos and token in self.eos
 
     def _record(self, span: tuple[int, int], given: int, computed: int, running: int, counts: SlotCounts) -> None:
-        decoding = self.scheduler.decoding.values()
-        tier0, tier1, tokens0, tokens1 = counts.totals([request.slot for request in decoding])
+        tier0, tier1, *_ = counts.totals([request.slot for request in self.scheduler.decoding.values()])
         row = StepRow(
             *span,
             sequences=given,
@@ -213,9 +214,6 @@ class Engine:
             staging=sum(high + low for high, low in counts.pages) - tier0 - tier1,
             tier0=tier0,
             tier1=tier1,
-            cached=sum(request.cached for request in decoding),
-            tokens0=tokens0,
-            tokens1=tokens1,
         )
         self.log.rows.append(row)
 

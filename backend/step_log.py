@@ -29,8 +29,7 @@ class Clock:
 class StepRow:
     """One step. sequences: requests that were given a decoded token. prompt_tokens: computed or replayed beside them.
 
-    running, waiting, preemptions (so far): after scheduling. staging, tier0, tier1: pages after the step. cached:
-    positions of decoding requests; tokens0, tokens1: tokens that their tiers hold, over all layers and heads.
+    running, waiting, preemptions (so far): after scheduling. staging, tier0, tier1: pages after the step.
     """
 
     start_ps: int
@@ -43,9 +42,6 @@ class StepRow:
     staging: int
     tier0: int
     tier1: int
-    cached: int
-    tokens0: int
-    tokens1: int
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,21 @@ class SlotCounts:
         return sum(p for p, _ in pages), sum(p for _, p in pages), sum(t for t, _ in tokens), sum(t for _, t in tokens)
 
 
+@dataclass(frozen=True)
+class FinalState:
+    """What a request held when it finished: positions cached, pages, tokens by tier over all layers and heads."""
+
+    cached: int
+    pages: int
+    tokens: tuple[int, int]
+
+
 @dataclass
 class StepLog:
+    """A row a step, and the final state of every request that finished."""
+
     rows: list[StepRow] = field(default_factory=list)
+    final: list[FinalState] = field(default_factory=list)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """int64 [steps]."""

@@ -145,7 +145,7 @@ def model_presets() -> Mapping[str, ModelSpec]:
     """Presets by name, from the published configurations in `models.json`."""
     entries = json.loads(PRESETS_FILE.read_text())
     return {
-        name: replace(_model_of(entry["config"], name), source=f"config.json of {entry['repository']}")
+        name: replace(model_of_config(entry["config"], name), source=f"config.json of {entry['repository']}")
         for name, entry in entries.items()
     }
 
@@ -164,10 +164,11 @@ def read_model_config(path: Path) -> ModelSpec:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); download config.json again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object; name a Hugging Face config.json")
-    return _model_of(config, path.resolve().parent.name, str(path))
+    return model_of_config(config, path.resolve().parent.name, str(path))
 
 
-def _model_of(outer: Mapping[str, Any], name: str, where: str = "models.json") -> ModelSpec:
+def model_of_config(outer: Mapping[str, Any], name: str, where: str = "models.json") -> ModelSpec:
+    """The model of a Hugging Face configuration that was read from `where`. Raises as `read_model_config` does."""
     nested = outer.get("text_config")
     config: dict[str, Any] = {**outer, **nested} if isinstance(nested, dict) else dict(outer)
     _refuse_other_caches(config, where)

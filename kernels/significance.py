@@ -26,7 +26,7 @@ def prefill_scores(
 ) -> Tensor:
     """Score of every prompt token for every KV head: float32 [kv_heads, N].
 
-    With `group` None the sums of every query head, float32 [heads, N]: those of a prompt's chunks add up, maxima do not.
+    With `group` None the sums of every query head, float32 [heads, N]: those of chunks add up, their maxima do not.
 
     queries  [W, heads, head_dim], the last W of the prompt, after RoPE
     keys     [N, kv_heads, head_dim], all of the prompt, after RoPE; N >= W

@@ -45,7 +45,7 @@ def _run(path: Form) -> tuple[KVCache, list[torch.Tensor]]:
 
     for slot in range(len(NAMES)):
         cache.admit(slot, PROMPT, policy=slot)
-        for tokens in (20, 14):
+        for tokens in (6, 28):
             cache.begin_chunk(slot, tokens)
             cache.prefix(slot, 0)
             cache.store_chunk(slot, 0, 2 * draw(tokens, 2), draw(tokens, 1), draw(tokens, 1), 0.125)

@@ -26,7 +26,7 @@ def main() -> None:
     met = 0
     for pages in (11, 29):
         kernel, reference = (pg.page_tables(3, 2, 2, 6, pages) for _ in range(2))
-        for _ in range(16):
+        for _ in range(9):
             rows = [*draw.sample(range(12), draw.randint(1, 12)), -1]
             capacity = [draw.choice([(4, 7), (3, 0), (2, 5)]) for _ in rows]
             tokens = [[draw.randint(0, 9) if per else 0 for per in pair] for pair in capacity]
@@ -40,7 +40,7 @@ def main() -> None:
         with NoReadBack():
             pg.free(kernel, torch.arange(12, dtype=torch.int32), path="triton")
         assert int(kernel.state[pg.FREE]) == pages
-    assert 5 < met < 27, "both outcomes must occur"
+    assert 3 < met < 15, "both outcomes must occur"
 
 
 if __name__ == "__main__":

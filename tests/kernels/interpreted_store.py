@@ -37,7 +37,9 @@ def check(format: KVFormat, head_dim: int, bookkeeping: int, centred: bool = Fal
     # A rotation in two float16 halves is not float32's to the last bit, so a code may fall to the other side.
     assert different <= (3e-3 if rotated else 0), f"{different:.1e} of the bytes differ"
     assert int(errors) == 0
-    back, oracle = (gather(ours, layout, pages, places, transform, path=path) for path in ("triton", "torch"))
+    # A program reads one token, and the interpreter is slow: the first, one in the middle, and the last (skipped) one.
+    few = pages[:: (n - 1) // 2].contiguous(), places[:: (n - 1) // 2].contiguous()
+    back, oracle = (gather(ours, layout, *few, transform, path=path) for path in ("triton", "torch"))
     torch.testing.assert_close(back.keys, oracle.keys, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(back.values, oracle.values, rtol=1e-6, atol=1e-6)
     assert torch.equal(back.scores, oracle.scores) and torch.equal(back.positions, oracle.positions)
@@ -59,8 +61,9 @@ def non_finite() -> None:
 if __name__ == "__main__":
     for each in sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name):
         check(each, 64, 8)
-    for each in (FP16, FP8, K3V2, K8V4, KIVI2, KIVI4):
+    for each in (FP16, FP8, K3V2, KIVI4):
         check(each, 96, 5)
+    for each in (FP8, K8V4, KIVI2):
         check(each, 128, 0)
     check(K4V2, 256, 8)
     for head_dim in (64, 96, 128):

@@ -55,6 +55,19 @@ def test_five_cases(path, high, low, case, place, spare, wanted) -> None:  # typ
 
 
 @pytest.mark.parametrize("path", ["reference", "torch"])
+@pytest.mark.parametrize(
+    ("high", "low", "case"),
+    [({3: 0.125}, {}, APPEND), ({3: 0.03125}, {}, DEMOTE), ({3: 0.0625}, {1: 0.03125}, DEMOTE)],
+)
+def test_a_token_at_a_threshold_is_not_below_it(path, high, low, case) -> None:  # type: ignore[no-untyped-def]
+    # p = 16: pruned below 1/32, low below 1/8, both exact; the tokens were seen by eight queries.
+    held = [[(i, mean * 8) for i, mean in each.items()] for each in (high, low)]
+    cache = SmallCache(LAYOUTS, [held])
+    plan = plan_step(cache.pool, cache.tables, LAYOUTS, THRESHOLDS, inputs([0], 16, 12), path=path)
+    assert int(plan.case) == case
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
 def test_h2o_drops_the_smallest_sum_outside_the_window_once_full(path) -> None:  # type: ignore[no-untyped-def]
     held = [(2, 5.0), (15, 0.4), (7, 0.5), (17, 0.0), (18, 0.0), (19, 0.0)]
     cache = SmallCache(LAYOUTS[:1], [[held], [held[:5]]])

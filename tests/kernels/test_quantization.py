@@ -65,6 +65,13 @@ def test_constant_half_group_is_exact(path: str, value: float, bits: int) -> Non
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_the_largest_element_is_never_beyond_the_last_code(path: str) -> None:
+    """In float32 the range of this group is 3, three steps of 1; but they end below its largest element."""
+    x = torch.tensor([[-3.0, 1e-8] * 32])
+    assert float(qz.quantize(x, 2, 1, path).scale) == 1 + 2**-10
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_extremes_are_defined(path: str) -> None:
     tiny = torch.tensor([[0.0, 1e-9] * 32])
     assert float(qz.quantize(tiny, 8, 1, path).scale) == pytest.approx(2**-24)

@@ -107,8 +107,8 @@ class Engine:
         self._record((start, end), given, computed, running, counts)
         self.pages.stepped([high + low for high, low in counts.pages])
         for request in finished:
-            high, low, *tokens = counts.totals([request.slot])
-            self.log.final.append(FinalState(request.cached, high + low, (tokens[0], tokens[1])))
+            high, low, *held = counts.totals([request.slot])
+            self.log.final.append(FinalState(request.cached, high + low, (held[0], held[1])))
             self.scheduler.finish(request)
         return finished
 

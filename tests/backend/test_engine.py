@@ -7,6 +7,7 @@ import torch
 
 from leankv.backend.attention import Packed, require_plain
 from leankv.backend.exact import fp32
+from leankv.backend.exactness import compare, reference
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
@@ -24,7 +25,7 @@ BYTES_A_PAGE = {"fp32": 16 * 2 * 64 * 4}
 
 @pytest.fixture(scope="module")
 def references() -> list[list[int]]:
-    return [tiny.reference(tiny.tiny_model(), prompt, 24) for prompt in PROMPTS]
+    return [reference(tiny.tiny_model(), prompt, 24) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(("batched", "chunked"), [(16, True), (512, True), (64, False)])
@@ -160,3 +161,9 @@ def test_the_account_hands_out_every_slot_again() -> None:
     tiny.served(engine, PROMPTS, 4)
     tiny.served(engine, PROMPTS, 4)
     assert engine.cache.requests == {}
+
+
+def test_every_way_of_serving_is_exact_by_the_benchmarks_own_measure() -> None:
+    ways = list(compare(tiny.tiny_model(), PROMPTS, 24))
+    assert [(way.requests, way.equal) for way in ways] == [(8, 8)] * 4
+    assert ways[-1].way == "preempted" and ways[-1].preemptions > 0

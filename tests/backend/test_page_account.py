@@ -36,7 +36,7 @@ def held_now(engine: Engine) -> int:
     return engine.cache.pages - int(engine.cache.free_pages)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(ADVERSARIES),
     lengths=st.lists(st.tuples(st.integers(1, 120), st.integers(1, 30)), min_size=2, max_size=7),

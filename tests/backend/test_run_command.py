@@ -103,7 +103,7 @@ def test_killed_in_the_second_policy_the_first_is_readable_and_a_rerun_goes_on(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", "tiny", "--trace", "good.csv", "--backend", "cpu", "--policy", "fp16", "--policy", "leankv"]
-    slow = ["--rate-scale", "0.3", "--output-dir", "killed"]
+    slow = ["--rate-scale", "0.6", "--output-dir", "killed"]
     child = subprocess.Popen([sys.executable, "-P", "-m", "leankv.app.cli", "run", *words, *slow], cwd=place)
     deadline = time.monotonic() + 120
     while not (place / "killed" / "fp16").exists() and time.monotonic() < deadline:

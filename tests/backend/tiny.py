@@ -55,15 +55,3 @@ def served(
         engine.cache.check_integrity()
     assert engine.cache.measure().free_pages == engine.cache.pages
     return [request.output for request in requests]
-
-
-def reference(loaded: Loaded, prompt: Sequence[int], output: int) -> list[int]:
-    """Greedy tokens of Hugging Face's own `generate`, which knows nothing of our cache."""
-    from transformers import GenerationConfig
-
-    loaded.model.set_attn_implementation("sdpa")
-    ids = torch.tensor([list(prompt)])
-    # No token ends the text; None would mean the model's own.
-    settings = GenerationConfig(max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    found = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return found[0, len(prompt) :].tolist()

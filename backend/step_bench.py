@@ -1,0 +1,57 @@
+"""How long one decode step lasts under a policy, beside the same step under another, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from leankv.backend.cache_plan import CacheShape, page_bytes_of
+from leankv.backend.engine import Engine
+from leankv.backend.live_request import LiveRequest, Sampling
+from leankv.backend.weights import Loaded
+from leankv.serving.formats import FP16
+from leankv.serving.policies.base import Policy
+from leankv.serving.scheduler import SchedulerLimits
+
+SLACK = 1.5
+
+
+def decode_steps_s(
+    loaded: Loaded, policies: Sequence[Policy], prompts: Sequence[Sequence[int]], rounds: int
+) -> list[list[float]]:
+    """Seconds of `rounds` decode steps by policy, all prompts in one batch.
+
+    The policies take turns, step by step, so that what else the machine does falls on all alike.
+    """
+    engines = [_filled(loaded, policy, prompts, rounds) for policy in policies]
+    lasting: list[list[float]] = [[] for _ in policies]
+    for _ in range(rounds):
+        for engine, seconds in zip(engines, lasting, strict=True):
+            began = time.perf_counter()
+            engine.step()
+            seconds.append(time.perf_counter() - began)
+    return lasting
+
+
+def _filled(loaded: Loaded, policy: Policy, prompts: Sequence[Sequence[int]], rounds: int) -> Engine:
+    """An engine in which every prompt is complete, with room for `rounds` decode steps."""
+    longest = max(map(len, prompts)) + rounds + 2
+    shape = CacheShape(loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim)
+    rows = shape.layers * shape.kv_heads
+    plain = len(prompts) * longest * rows * FP16.payload_bytes(shape.head_dim)
+    pages = 4 * len(prompts) * rows * page_bytes_of([policy], shape.head_dim)
+    engine = Engine(
+        loaded,
+        policy,
+        SchedulerLimits(len(prompts), sum(map(len, prompts)), chunked_prefill=False),
+        memory_bytes=int(SLACK * plain) + pages + (1 << 24),
+        max_tokens=longest,
+        key_means=torch.zeros(shape.layers, shape.kv_heads, shape.head_dim),
+    )
+    for row, prompt in enumerate(prompts):
+        engine.add(LiveRequest(row, prompt, rounds + 2, Sampling(ignore_eos=True)))
+    engine.step()
+    assert len(engine.scheduler.decoding) == len(prompts), "the pool was meant to hold all"
+    return engine

@@ -24,10 +24,6 @@ class DecodeRule:
     sink: int = 0
     score_window: int = 64
 
-    @property
-    def needs_scores(self) -> bool:
-        return self.kind in ("heavy", "thresholds")
-
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:

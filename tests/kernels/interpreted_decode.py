@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from caches import SmallCache
 from read_back import NoReadBack
 
-from leankv.kernels.decode_rules import DecodeRule, StepInputs
+from leankv.kernels.decode_rules import APPEND, DEMOTE, DecodeRule, StepInputs
 from leankv.kernels.decode_step import plan_step
 from leankv.kernels.scores import update_scores
 from leankv.serving.formats import K4V2, K8V4
@@ -40,7 +40,19 @@ def _inputs() -> StepInputs:
     return StepInputs(rows, whole[0], whole[1], low, high, whole[2], whole[3])
 
 
+def at_a_threshold() -> None:
+    """At p = 16 pruned below 1/32, low below 1/8; each token was seen by eight queries, so sums are exact."""
+    layouts = tuple(layout_of(f, 64) for f in (K8V4, K4V2))
+    cache = SmallCache(layouts, [[[(3, 1.0)], []], [[(3, 0.25)], []], [[(3, 0.5)], [(1, 0.25)]]])
+    whole = [torch.full((3,), value, dtype=torch.int32) for value in (16, 12, 0, 4)]
+    step = StepInputs(torch.arange(3).int(), *whole[:2], torch.full((3,), 0.5), torch.full((3,), 2.0), *whole[2:])
+    rule = DecodeRule("thresholds", score_window=4)
+    plan = plan_step(cache.pool, cache.tables, layouts, rule, step, path="triton")
+    assert plan.case.tolist() == [APPEND, DEMOTE, DEMOTE]
+
+
 def main() -> None:
+    at_a_threshold()
     for bookkeeping in (8, 5):
         cache, step = _cache(bookkeeping), _inputs()
         for rule in (DecodeRule("append"), DecodeRule("ring", sink=4), DecodeRule("heavy"), DecodeRule("thresholds")):

@@ -1,0 +1,78 @@
+"""How long a piece of device work takes: medians, CUDA graphs and events on a GPU, the wall clock on a CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+LEAST, MOST = 5, 60
+
+
+def seconds(
+    run: Callable[[], None], device: torch.device, reset: Callable[[], None] | None = None, budget_s: float = 0.4
+) -> float:
+    """Median seconds of `run`, after a warm-up; `reset` undoes it before each further call, untimed.
+
+    On CUDA `run` is captured in a graph and replayed, so the host's launches are no part of it; where it cannot be
+    captured it is launched as it stands.
+    """
+    undo = reset or (lambda: None)
+    run()
+    undo()
+    timed = _graph_timer(run, device) if device.type == "cuda" else _wall_timer(run)
+    found: list[float] = []
+    began = time.perf_counter()
+    while len(found) < LEAST or (len(found) < MOST and time.perf_counter() - began < budget_s):
+        found.append(timed())
+        undo()
+    return median(found)
+
+
+def copy_bandwidth(device: torch.device, gigabytes: float) -> float:
+    """Bytes a second, read and written together, of one large copy: the limit that the other figures stand beside."""
+    source = torch.zeros(int(gigabytes * 1e9), dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * source.nbytes / seconds(lambda: _into(target, source), device)
+
+
+def _into(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source)
+
+
+def _wall_timer(run: Callable[[], None]) -> Callable[[], float]:
+    def timed() -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    return timed
+
+
+def _graph_timer(run: Callable[[], None], device: torch.device) -> Callable[[], float]:
+    replay = _captured(run) or run
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def timed() -> float:
+        torch.cuda.synchronize(device)
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timed
+
+
+def _captured(run: Callable[[], None]) -> Callable[[], None] | None:
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay

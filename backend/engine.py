@@ -113,8 +113,12 @@ class Engine:
         return finished
 
     def warm_up(self) -> None:
-        """Serve a short request and forget it: first calls allocate, compile and page in."""
-        self.add(LiveRequest(-1, [0] * min(8, self.max_tokens - 3), 3, Sampling(ignore_eos=True)))
+        """Serve a short request, where one fits, and forget it: first calls allocate, compile and page in."""
+        prompt = max(1, min(8, self.max_tokens - 3))
+        output = min(3, self.max_tokens - prompt)
+        if self.refusal(prompt, output) is not None:
+            return
+        self.add(LiveRequest(-1, [0] * prompt, output, Sampling(ignore_eos=True)))
         while not self.idle:
             self.step()
         self.log = StepLog()

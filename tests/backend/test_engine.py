@@ -156,6 +156,15 @@ def test_attention_that_the_cache_does_not_compute_is_refused() -> None:
         require_plain(step, None, {"softcap": 30.0})
 
 
+@pytest.mark.parametrize("longest", [2, 5, 512])
+def test_warming_up_leaves_no_trace(longest: int) -> None:
+    engine = tiny.engine_of(fp32())
+    engine.max_tokens = longest
+    engine.warm_up()
+    assert engine.idle and engine.log.rows == [] and engine.log.final == []
+    assert engine.cache.measure().free_pages == engine.cache.pages
+
+
 def test_the_account_hands_out_every_slot_again() -> None:
     engine = tiny.engine_of(fp32(), seqs=2)
     tiny.served(engine, PROMPTS, 4)

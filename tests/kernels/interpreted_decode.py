@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caches import SmallCache
+from five_cases import FIVE_CASES, sums
 from read_back import NoReadBack
 
 from leankv.kernels.decode_rules import APPEND, DEMOTE, DecodeRule, StepInputs
@@ -51,7 +52,19 @@ def at_a_threshold() -> None:
     assert plan.case.tolist() == [APPEND, DEMOTE, DEMOTE]
 
 
+def five_cases() -> None:
+    layouts, n = tuple(layout_of(f, 64) for f in (K8V4, K4V2)), len(FIVE_CASES)
+    cache = SmallCache(layouts, [[sums(high, 20, 12), sums(low, 20, 12)] for high, low, *_ in FIVE_CASES])
+    whole = [torch.full((n,), value, dtype=torch.int32) for value in (20, 12, 0, 4)]
+    step = StepInputs(torch.arange(n).int(), *whole[:2], torch.full((n,), 0.5), torch.full((n,), 2.0), *whole[2:])
+    plan = plan_step(cache.pool, cache.tables, layouts, DecodeRule("thresholds", score_window=4), step, path="triton")
+    found = zip(plan.case.tolist(), plan.place.tolist(), plan.spare.tolist(), plan.wanted.tolist(), strict=True)
+    for plan_of_row, (high, low, *expected) in zip(found, FIVE_CASES, strict=True):
+        assert list(plan_of_row) == expected, (high, low, plan_of_row)
+
+
 def main() -> None:
+    five_cases()
     at_a_threshold()
     for bookkeeping in (8, 5):
         cache, step = _cache(bookkeeping), _inputs()

@@ -7,7 +7,7 @@ import torch
 from leankv.kernels.layout import new_pool
 from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import KeyTransform
-from leankv.serving.formats import FORMATS, FP8, FP16, K3V2, K4V2, K8V4, KIVI2, KIVI4, KVFormat
+from leankv.serving.formats import FORMATS, FP8, FP16, K2V4, K3V2, K4V2, K8V4, KIVI2, KIVI4, KVFormat
 from leankv.serving.pages import layout_of, page_bytes_for
 
 HEADS = 2
@@ -58,7 +58,21 @@ def non_finite() -> None:
     print("non-finite rows are counted", flush=True)
 
 
+def short_scale() -> None:
+    """A range of three steps of 1 in float32, whose largest element is a little beyond the third."""
+    layout = layout_of(K2V4, 64)
+    keys = torch.tensor([-3.0, 1e-8] * 32).view(1, 1, 64)
+    tokens = Tokens(keys, keys, torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int32))
+    where = torch.zeros(1, 1, dtype=torch.int32)
+    pools = [new_pool(1, layout.page_bytes).fill_(0) for _ in range(2)]
+    for pool, path in zip(pools, ("triton", "torch"), strict=True):
+        store(pool, layout, where, where, tokens, errors=torch.zeros(1, dtype=torch.int32), path=path)
+    assert torch.equal(*pools)
+    print("a scale that came out short is raised", flush=True)
+
+
 if __name__ == "__main__":
+    short_scale()
     for each in sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name):
         check(each, 64, 8)
     for each in (FP16, FP8, K3V2, KIVI4):

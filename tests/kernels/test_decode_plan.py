@@ -7,12 +7,13 @@ import random
 import pytest
 import torch
 
-from leankv.kernels.decode_rules import APPEND, DEMOTE, DEMOTE_OVER, OVERWRITE, DecodeRule, StepInputs
+from leankv.kernels.decode_rules import APPEND, DEMOTE, OVERWRITE, DecodeRule, StepInputs
 from leankv.kernels.decode_step import plan_step
 from leankv.serving.formats import K4V2, K8V4
 from leankv.serving.pages import layout_of
 
 from .caches import SmallCache
+from .five_cases import FIVE_CASES, sums
 
 LAYOUTS = (layout_of(K8V4, 64), layout_of(K4V2, 64))
 THRESHOLDS = DecodeRule("thresholds", score_window=4)
@@ -25,27 +26,10 @@ def inputs(rows, position, prompt, alpha=(0.5, 2.0), capacity=0, recent=4) -> St
     return StepInputs(torch.tensor(rows).int(), whole[0], whole[1], low, high, whole[2], whole[3])
 
 
-def sums(means: dict[int, float], p: int, prompt: int) -> list[tuple[int, float]]:
-    """(position, sum) whose mean over the queries that saw the token is the given one."""
-    return [(i, mean * (max(0, min(prompt - i, 4)) + p - max(i, prompt))) for i, mean in means.items()]
-
-
 @pytest.mark.parametrize("path", ["reference", "torch"])
 @pytest.mark.parametrize(
     ("high", "low", "case", "place", "spare", "wanted"),
-    [
-        # p = 20: pruned below 0.025, low below 0.1; positions above 16 are in the window.
-        ({17: 0.0, 18: 0.0, 19: 0.0}, {}, APPEND, 3, -1, [4, 0]),
-        ({3: 0.5, 16: 0.01, 17: 0.0}, {}, OVERWRITE, 1, -1, [3, 0]),
-        ({3: 0.5, 16: 0.01, 17: 0.0}, {2: 0.02}, OVERWRITE, 1, -1, [3, 1]),
-        ({3: 0.05, 16: 0.5}, {1: 0.3, 2: 0.02}, DEMOTE_OVER, 0, 1, [2, 2]),
-        ({3: 0.02, 16: 0.5}, {1: 0.01}, DEMOTE_OVER, 0, 0, [2, 1]),
-        ({3: 0.5, 5: 0.06}, {1: 0.03}, DEMOTE, 1, 1, [2, 2]),
-        ({3: 0.5, 5: 0.06}, {}, DEMOTE, 1, 0, [2, 1]),
-        ({3: 0.5, 5: 0.2}, {1: 0.01}, APPEND, 2, -1, [3, 1]),
-        ({9: 0.0, 3: 0.0, 5: 0.0}, {}, OVERWRITE, 1, -1, [3, 0]),
-        ({9: 0.0625, 3: 0.0625}, {8: 0.0, 4: 0.0}, DEMOTE_OVER, 1, 1, [2, 2]),
-    ],
+    FIVE_CASES,
 )
 def test_five_cases(path, high, low, case, place, spare, wanted) -> None:  # type: ignore[no-untyped-def]
     cache = SmallCache(LAYOUTS, [[sums(high, 20, 12), sums(low, 20, 12)]])

@@ -81,13 +81,14 @@ def store_chunk(
     if request.layout.staging is None:
         _store_as_it_stays(cache, slot, layer, request, chunk)
         return
+    last = request.done + len(keys) == request.prompt
     everything = chunk
-    if request.done:
+    if request.done and (last or request.layout.policy.score.source == "all-queries"):
         staged = prefix(cache, slot, layer)
         so_far = torch.cat([staged.keys, keys.float()]), torch.cat([staged.values, values.float()])
         everything = _chunk(cache, 0, *so_far)
     _note_queries(cache, request, layer, queries, everything.keys, scale)
-    if request.done + len(keys) < request.prompt:
+    if not last:
         _store_at(cache, _rows(cache, slot, layer), request.layout.staging, HIGH, request.done, chunk, AS_THEY_ARE)
         return
     _compress(cache, slot, layer, request, everything, scale)
@@ -189,7 +190,7 @@ def _store_residual(
 
 
 def _note_queries(cache: KVCache, request: Request, layer: int, queries: Tensor, keys: Tensor, scale: float) -> None:
-    """Keep what the prompt's score will need of this chunk's queries; `keys` are those of all tokens so far."""
+    """Keep what the prompt's score will need of this chunk's queries; `keys`: all so far, where all queries score."""
     policy = request.layout.policy
     if policy.score.source != "all-queries":
         earlier = request.queries.get(layer, queries[:0])

@@ -1,6 +1,8 @@
 """Prefill compression: a prompt's keys and values go into their tiers in one pass, once its last query is known.
 
 Classify, give every kept token a place in its tier, take the pages, then quantize and store each where it belongs.
+The paper allocates ceil(N / tokens_high) + 1 pages a head, compresses and returns the rest; here the counts are known,
+on the device, before a page is taken, so none is taken that goes back.
 Score and position are stored in the order of the tokens that they belong to.
 """
 

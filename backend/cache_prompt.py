@@ -112,7 +112,7 @@ def _counts(rows: Tensor, request: Request, tokens: int) -> Tensor:
 def _chunk(cache: KVCache, first: int, keys: Tensor, values: Tensor) -> Tokens:
     """Tokens of neighbouring positions from `first` on, without a score yet."""
     positions = torch.arange(first, first + len(keys), dtype=torch.int32, device=keys.device)
-    positions = positions[:, None].expand(-1, cache.shape.kv_heads)
+    positions = positions[:, None].expand(-1, cache.shape.kv_heads).contiguous()
     return Tokens(keys, values, torch.zeros(positions.shape, device=keys.device), positions)
 
 

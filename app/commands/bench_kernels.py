@@ -38,7 +38,7 @@ class Options:
     compile: bool = False
     """Only compile every kernel for sm_80 and sm_90 and print what the compiler made of it. Takes minutes."""
     full: bool = False
-    """First hold every live policy's whole cache on this device to the torch path on the CPU."""
+    """First hold every live policy's whole cache to the CPU's torch path (on a CPU: to the reference)."""
     output_dir: Path | None = None
     """Write kernels-DEVICE.json there, to keep under profiles/."""
     json: Path | None = None
@@ -79,9 +79,7 @@ def _checked(device: Any) -> list[dict[str, Any]]:
             report(share)
             found.append(result)
     worst = max(each["error"] for each in found)
-    print(
-        f"correct: {len(found)} policies decode on this device as on the CPU's torch path, off by {worst:.1e} at most\n"
-    )
+    print(f"correct: {len(found)} policies decode as on the CPU's torch path, off by {worst:.1e} at most\n")
     return found
 
 
@@ -98,8 +96,8 @@ def _print(figures: Mapping[str, Any]) -> None:
     conditions = figures["conditions"]
     copy = conditions["copy_bytes_s"]
     print(
-        f"{conditions['device']}, {conditions['path']} path, torch {conditions['torch']}: {conditions['heads']} query and "
-        f"{conditions['kv_heads']} KV heads of {conditions['head_dim']}; {conditions['timing']}"
+        f"{conditions['device']}, {conditions['path']} path, torch {conditions['torch']}: {conditions['heads']} query "
+        f"and {conditions['kv_heads']} KV heads of {conditions['head_dim']}; {conditions['timing']}"
     )
     if conditions["path"] == "torch":
         print("These are CPU figures, of the vectorised torch path; they say nothing about the kernels on a GPU.")
@@ -120,7 +118,8 @@ def _print(figures: Mapping[str, Any]) -> None:
     if share := figures.get("page_management"):
         print(
             f"page management: {share['share']:.3%} of a decode step of Llama-3-8B at batch {share['batch']} x "
-            f"{share['context']:,} ({share['step_seconds'] * 1e3:.2f} ms: weights at the copy's bandwidth, attention, append)"
+            f"{share['context']:,} ({share['step_seconds'] * 1e3:.2f} ms: weights at the copy's bandwidth, attention, "
+            "append)"
         )
 
 

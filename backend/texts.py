@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -85,6 +86,8 @@ def _read(file: Path) -> Text:
         content = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}; check the path") from error
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"cannot read {file}: {error}; pack it again") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if not content.strip():

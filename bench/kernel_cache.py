@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leankv.bench.kernel_attention import layers_beyond_cache
-from leankv.bench.paged import Mix, Paged, Shape, empty_paged, filled_paged, mixes, occupy
+from leankv.bench.paged import Mix, Paged, Shape, empty_paged, filled_paged, mixes, occupancy
 from leankv.bench.timing import seconds
 from leankv.kernels import pages as pg
 from leankv.kernels.decode_rules import DecodeRule, StepInputs
@@ -24,7 +24,7 @@ WINDOW = 64
 
 
 def prefill_time(shape: Shape, context: int, device: torch.device) -> Figures:
-    """One layer of one prompt: scores from the last 64 queries, tiers, pages, quantize and store.
+    """One layer of one prompt: scores from the last 64 queries, tiers, pages, quantize and store; launched eagerly.
 
     Bytes: keys twice (scores, store), values once, and what is stored. `sdpa`: causal attention over the same prompt.
     """
@@ -45,7 +45,7 @@ def prefill_time(shape: Shape, context: int, device: torch.device) -> Figures:
         tokens = Tokens(keys, values, scores.T.contiguous(), positions)
         store_in_tiers(paged.pool, paged.tables, mix.layouts, rows, tokens, tiers, places, counts, errors=errors)
 
-    elapsed = seconds(compress, device, lambda: pg.free(paged.tables, rows))
+    elapsed = seconds(compress, device, lambda: pg.free(paged.tables, rows), graph=False)
     compress()
     counts = paged.tables.counts.sum(0).tolist()
     pairs = zip(counts, mix.layouts, strict=True)
@@ -94,14 +94,15 @@ def page_times(shape: Shape, batch: int, context: int, layers: int, device: torc
 
     Bytes: 4 a page in the free list and 4 in the table, 24 a row of counters.
     """
-    paged = empty_paged(shape, mixes(shape.head_dim)["K8V4"], batch, context, layers, device)
-    rows = paged.rows
+    paged = empty_paged(shape, mixes(shape.head_dim)["K8V4"], batch, context, layers, device, pool=False)
+    wanted = occupancy(paged)
+    rows = wanted[0]
 
     def give_back() -> None:
         pg.free(paged.tables, rows)
 
     def take() -> None:
-        occupy(paged)
+        pg.resize(paged.tables, *wanted)
 
     taken = seconds(take, device, give_back)
     take()

@@ -124,9 +124,6 @@ def _attention_rows(shape: Shape, batch: int, context: int, device: torch.device
 
 
 def _page_rows(plan: Plan, batch: int, context: int, device: torch.device) -> list[dict[str, Any]]:
-    bytes_held = batch * plan.page_layers * plan.shape.kv_heads * mixes(plan.shape.head_dim)["K8V4"].bytes_read(context)
-    if not _fits(1.3 * bytes_held, device):
-        return []
     times = page_times(plan.shape, batch, context, plan.page_layers, device)
     layers = f"{plan.page_layers} layers"
     return [_row(name, layers, batch, context, figures) for name, figures in times.items()]

@@ -88,8 +88,10 @@ class Paged:
         return LayerCache(self.pool, self.mix.layouts, table, counts, self.tier_formats)
 
 
-def empty_paged(shape: Shape, mix: Mix, batch: int, context: int, layers: int, device: torch.device) -> Paged:
-    """Tables and an unwritten pool with room for `context` positions of every row and two pages more."""
+def empty_paged(
+    shape: Shape, mix: Mix, batch: int, context: int, layers: int, device: torch.device, pool: bool = True
+) -> Paged:
+    """Tables with room for `context` positions of every row and two pages more; the pool unwritten, or none at all."""
     held = [-(-count // layout.tokens) for count, layout in zip(mix.held(context), mix.layouts, strict=False)]
     a_row = sum(held) + 2
     pages = batch * layers * shape.kv_heads * a_row
@@ -98,14 +100,14 @@ def empty_paged(shape: Shape, mix: Mix, batch: int, context: int, layers: int, d
     tables.free_list.copy_(torch.randperm(pages, device=device).int())
     formats = [*range(len(mix.layouts)), -1][:2]
     tier_formats = torch.tensor(formats, dtype=torch.int32, device=device).repeat(batch, 1)
-    pool = new_pool(pages, mix.layouts[0].page_bytes, device)
-    return Paged(shape, mix, context, pool, tables, tier_formats)
+    bytes_of_pages = new_pool(pages if pool else 0, mix.layouts[0].page_bytes, device)
+    return Paged(shape, mix, context, bytes_of_pages, tables, tier_formats)
 
 
 def filled_paged(shape: Shape, mix: Mix, batch: int, context: int, layers: int, device: torch.device) -> Paged:
     """The same with `context` positions stored: normal keys and values, scores around uniform attention."""
     paged = empty_paged(shape, mix, batch, context, layers, device)
-    occupy(paged)
+    pg.resize(paged.tables, *occupancy(paged))
     for tier, layout in enumerate(mix.layouts):
         held = -(-mix.held(context)[tier] // layout.tokens)
         columns = slice(0, held) if tier == 0 else slice(paged.tables.max_pages - held, None)
@@ -116,13 +118,13 @@ def filled_paged(shape: Shape, mix: Mix, batch: int, context: int, layers: int, 
     return paged
 
 
-def occupy(paged: Paged) -> None:
-    """Take the pages for the whole context in every row."""
+def occupancy(paged: Paged) -> tuple[Tensor, Tensor, Tensor]:
+    """What `pages.resize` needs to take the whole context's pages in every row: rows, tokens, tokens a page."""
     tokens = torch.tensor(paged.mix.held(paged.context), dtype=torch.int32, device=paged.pool.device)
     capacity = [*(layout.tokens for layout in paged.mix.layouts), 0][:2]
     a_page = torch.tensor(capacity, dtype=torch.int32, device=paged.pool.device)
     rows = paged.rows
-    pg.resize(paged.tables, rows, tokens.repeat(len(rows), 1), a_page.repeat(len(rows), 1))
+    return rows, tokens.repeat(len(rows), 1), a_page.repeat(len(rows), 1)
 
 
 def _templates(layout: PageLayout, context: int, device: torch.device) -> Tensor:

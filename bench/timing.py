@@ -12,17 +12,21 @@ LEAST, MOST = 5, 60
 
 
 def seconds(
-    run: Callable[[], None], device: torch.device, reset: Callable[[], None] | None = None, budget_s: float = 0.4
+    run: Callable[[], None],
+    device: torch.device,
+    reset: Callable[[], None] | None = None,
+    graph: bool = True,
+    budget_s: float = 0.4,
 ) -> float:
     """Median seconds of `run`, after a warm-up; `reset` undoes it before each further call, untimed.
 
-    On CUDA `run` is captured in a graph and replayed, so the host's launches are no part of it; where it cannot be
-    captured it is launched as it stands.
+    On CUDA `run` is captured in a graph and replayed, so the host's launches are no part of it; with `graph` False
+    it is launched as it stands.
     """
     undo = reset or (lambda: None)
     run()
     undo()
-    timed = _graph_timer(run, device) if device.type == "cuda" else _wall_timer(run)
+    timed = _event_timer(_replay(run) if graph else run, device) if device.type == "cuda" else _wall_timer(run)
     found: list[float] = []
     began = time.perf_counter()
     while len(found) < LEAST or (len(found) < MOST and time.perf_counter() - began < budget_s):
@@ -51,14 +55,13 @@ def _wall_timer(run: Callable[[], None]) -> Callable[[], float]:
     return timed
 
 
-def _graph_timer(run: Callable[[], None], device: torch.device) -> Callable[[], float]:
-    replay = _captured(run) or run
+def _event_timer(run: Callable[[], None], device: torch.device) -> Callable[[], float]:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def timed() -> float:
         torch.cuda.synchronize(device)
         start.record()
-        replay()
+        run()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
@@ -66,13 +69,9 @@ def _graph_timer(run: Callable[[], None], device: torch.device) -> Callable[[], 
     return timed
 
 
-def _captured(run: Callable[[], None]) -> Callable[[], None] | None:
+def _replay(run: Callable[[], None]) -> Callable[[], None]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
+    with torch.cuda.graph(graph):
+        run()
     return graph.replay

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from heapq import heappop, heappush
-from math import isqrt
+from math import sqrt
 
 from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
 from leankv.simulator.clock import TICK_BITS
@@ -106,14 +106,16 @@ class JumpEngine:
         """Decode until the horizon; returns how many requests finished there."""
         ledger = self.ledger
         sequences = len(self.decoding)
-        line = self.costs.decode_line(sequences, self._read)
-        first = line.constant + line.slope * self._read
-        slope = line.slope * self._read_slope
+        read, read_slope, clock = self._read, self._read_slope, self.clock
+        line = self.costs.decode_line(sequences, read)
+        per_byte = line.slope
+        first = line.constant + per_byte * read
+        slope = per_byte * read_slope
         count = self.horizon(limit, first, slope, line)
         waiting = len(self.scheduler.waiting)
-        self.log.segments.add((self.clock >> TICK_BITS, ledger.steps, count, first, slope, sequences, 0, waiting))
-        self.clock += elapsed(count, first, slope)
-        self._read += count * self._read_slope
+        self.log.segments.add((clock >> TICK_BITS, ledger.steps, count, first, slope, sequences, 0, waiting))
+        self.clock = clock + count * first + slope * (count * (count - 1) // 2)
+        self._read = read + count * read_slope
         ledger.steps += count
         return self._settle() if ledger.steps >= self._next_change else 0
 
@@ -257,6 +259,10 @@ def steps_to_reach(distance: int, first: int, slope: int, enough: int) -> int:
         return -(-distance // first)
     if slope > 0:
         half = 2 * first - slope
-        steps = (isqrt(half * half + 8 * slope * distance) - half) // (2 * slope)
-        return steps if elapsed(steps, first, slope) >= distance else steps + 1
+        steps = max(1, int((sqrt(half * half + 8 * slope * distance) - half) / (2 * slope)))
+        while elapsed(steps, first, slope) < distance:
+            steps += 1
+        while steps > 1 and elapsed(steps - 1, first, slope) >= distance:
+            steps -= 1
+        return steps
     return bisect_left(range(enough), distance, key=lambda steps: elapsed(steps, first, slope))

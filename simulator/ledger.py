@@ -15,7 +15,7 @@ import numpy as np
 from leankv.simulator.prefixes import PrefixCache
 from leankv.simulator.resident import Resident
 
-VECTORISE_FROM = 24
+VECTORISE_FROM = 64
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS
 COUNT_EVERY = 32

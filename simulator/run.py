@@ -22,7 +22,7 @@ from leankv.simulator.engine import JumpEngine
 from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
-from leankv.simulator.routing import router_named
+from leankv.simulator.routing import Router, router_named
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
@@ -103,8 +103,36 @@ class Outcome:
     replicas: list[Replica]
 
 
-def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_progress) -> Outcome:
-    """The event loop alone. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
+@dataclass
+class EventLoop:
+    """Replicas at time 0 and the requests that they will be given."""
+
+    config: SimulationConfig
+    records: RequestRecords
+    replicas: list[Replica]
+    workload: TraceWorkload
+
+    def run(self, progress: Progress = no_progress) -> Outcome:
+        """Until the last token. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._run(router_named(self.config.router, self.config.seed), progress)
+        finally:
+            if collecting:
+                gc.enable()
+        progress(1.0)
+        return Outcome(self.records, self.replicas)
+
+    def _run(self, router: Router, progress: Progress) -> None:
+        if self.config.max_concurrency is None:
+            run_open_loop(self.replicas, router, self.workload, progress)
+        else:
+            ClosedLoop(self.replicas, router, self.workload, self.config.max_concurrency, progress).run()
+
+
+def event_loop(deployment: Deployment, trace: Trace) -> EventLoop:
+    """Make the replicas and, for all requests at once, the pages that each will need."""
     config = deployment.config
     records = RequestRecords()
     blocks = _shareable(deployment, trace)
@@ -112,21 +140,9 @@ def run_events(deployment: Deployment, trace: Trace, progress: Progress = no_pro
         Replica(index, records, lambda hook: deployment.engine(hook, _prefix_cache(deployment, trace, blocks)))
         for index in range(config.replicas)
     ]
-    router = router_named(config.router, config.seed)
     shared = None if blocks is None or trace.prefix_hashes is None else blocks * trace.prefix_hashes.block_tokens
     workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records, shared)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        if config.max_concurrency is None:
-            run_open_loop(replicas, router, workload, progress)
-        else:
-            ClosedLoop(replicas, router, workload, config.max_concurrency, progress).run()
-    finally:
-        if collecting:
-            gc.enable()
-    progress(1.0)
-    return Outcome(records, replicas)
+    return EventLoop(config, records, replicas, workload)
 
 
 def _shareable(deployment: Deployment, trace: Trace) -> np.ndarray | None:
@@ -156,7 +172,7 @@ def simulate(config: SimulationConfig, trace: Trace, progress: Progress = no_pro
     """
     deployment = deploy(config)
     try:
-        return assemble(deployment, trace, run_events(deployment, trace, progress))
+        return assemble(deployment, trace, event_loop(deployment, trace).run(progress))
     except OverflowError as error:
         raise InputError(
             f"{config.model.name} on {config.device.name}: a single step takes more than two minutes; "

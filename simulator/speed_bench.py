@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from leankv.simulator.config import SimulationConfig
-from leankv.simulator.run import assemble, deploy, run_events
+from leankv.simulator.run import assemble, deploy, event_loop
 from leankv.traces import transforms
 from leankv.traces.trace import Trace
 
@@ -42,8 +42,9 @@ def time_loop(config: SimulationConfig, trace: Trace, repeats: int = REPEATS) ->
     seconds, tables_s, steps = [], [], 0
     for _ in range(repeats):
         deployment = deploy(config)
+        loop = event_loop(deployment, trace)
         began = time.process_time()
-        outcome = run_events(deployment, trace)
+        outcome = loop.run()
         ended = time.process_time()
         run = assemble(deployment, trace, outcome)
         seconds.append(ended - began)

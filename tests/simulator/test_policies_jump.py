@@ -15,7 +15,7 @@ from leankv.serving.models import model_named
 from leankv.serving.policies.registry import registry
 from leankv.serving.runs import Run
 from leankv.simulator.config import SimulationConfig
-from leankv.simulator.run import assemble, deploy, run_events
+from leankv.simulator.run import assemble, deploy, event_loop
 from leankv.traces.open import open_trace
 from leankv.traces.trace import Trace
 from leankv.traces.transforms import cap_lengths, limit, rate_scale
@@ -80,7 +80,7 @@ def run_and_prefills(policy: str, trace: str, mode: str, per_step: bool) -> tupl
         **settings,
     )
     deployment = deploy(config)
-    outcome = run_events(deployment, requests)
+    outcome = event_loop(deployment, requests).run()
     prefills = sum(int((replica.engine.log.stays.column("decode_ps") >= 0).sum()) for replica in outcome.replicas)
     return assemble(deployment, requests, outcome), prefills
 

@@ -49,7 +49,7 @@ class _Part:
         """
         if self.slack is None:
             return int(self.heads * -(-held // self.tokens_per_page))
-        return ceil(self.heads * min(held, max(1.0, held / self.tokens_per_page + self.slack)))
+        return ceil(self.heads * self._unrounded(held))
 
     def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         """`pages` for arrays: the same operations in the same order, so the same values."""
@@ -64,10 +64,16 @@ class _Part:
         added = self.curve.growth(prompt, tokens)
         if self.slack is None:
             return self.heads * ceil(added / self.tokens_per_page)
-        # The steepest is a head's first token, which opens a page; later, pages follow tokens. Rounding may add one.
+        # The steepest is a head's first token, which opens a page; later, pages follow tokens. Unrounded, so that no
+        # other window's rounding can exceed it by more than the one page added for that.
         least = self.at(prompt, prompt)
-        opened = self.pages_of(least + added) - self.pages_of(least)
-        return max(opened, ceil(self.heads * added / self.tokens_per_page)) + 1 if added else 0
+        opened = self._unrounded(least + added) - self._unrounded(least)
+        return ceil(self.heads * max(opened, added / self.tokens_per_page)) + 1 if added else 0
+
+    def _unrounded(self, held: float) -> float:
+        """Mean pages of a head that holds `held` tokens, where heads differ."""
+        assert self.slack is not None
+        return min(held, max(1.0, held / self.tokens_per_page + self.slack))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ TABLE_BYTES = 8
 """Per page: an entry of the free list and one of a page table, 32 bits each."""
 COUNTER_BYTES = 8
 """Per sequence, head and tier: tokens held, and pages."""
+FLOAT_NOISE = 1e-6
+"""What a mean of pages may exceed a whole number by without meaning one more page."""
 SEQUENCES = 256
 """Default of `--max-num-seqs`: counters are allocated for all of them."""
 
@@ -68,7 +70,8 @@ class _Part:
         # other window's rounding can exceed it by more than the one page added for that.
         least = self.at(prompt, prompt)
         opened = self._unrounded(least + added) - self._unrounded(least)
-        return ceil(self.heads * max(opened, added / self.tokens_per_page)) + 1 if added else 0
+        pages = self.heads * max(opened, added / self.tokens_per_page)
+        return ceil(pages - FLOAT_NOISE) + 1 if added else 0
 
     def _unrounded(self, held: float) -> float:
         """Mean pages of a head that holds `held` tokens, where heads differ."""

@@ -3,7 +3,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leankv.serving.memory import MemoryModel
@@ -32,6 +32,7 @@ def ratios(memory: MemoryModel, prompt: int, context: int) -> tuple[float, float
     return memory.ratios(np.array([prompt]), np.array([context]))
 
 
+@example(MemoryModel(policy_named("leankv"), MODELS["smollm2-135m"]), 26, 0, 32)
 @given(memories, lengths, st.integers(0, 5_000), st.integers(1, 500))
 @settings(max_examples=400, deadline=None)
 def test_pages_never_shrink_and_growth_is_bounded(memory: MemoryModel, prompt: int, before: int, tokens: int) -> None:

@@ -7,6 +7,7 @@ were alone; its neighbours change neither its tokens nor its draws.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,8 @@ from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
 if TYPE_CHECKING:
     from leankv.backend.weights import Loaded
 
+OnLogits = Callable[[Sequence[LiveRequest], Tensor], None]
+
 
 class Engine:
     """One model under one policy. `add` requests, then call `step` until `idle`.
@@ -34,6 +37,10 @@ class Engine:
     memory_bytes: of the KV pool with its tables. max_tokens: longest request, prompt and output together. key_means
     float32 [layers, kv_heads, head_dim]: for policies that centre keys. The model attends through this engine's cache
     from now on. Raises InputError where the memory is too small or the policy does not run live.
+
+    on_logits: called in each step (in inference mode) with the requests that are due a token and the logits that choose
+    it, float32 [requests, vocab], before the tokens are appended: row i speaks of the token that comes after
+    `requests[i].output`. The logits are overwritten by the next step.
     """
 
     def __init__(
@@ -45,10 +52,11 @@ class Engine:
         memory_bytes: int,
         max_tokens: int,
         key_means: Tensor | None = None,
+        on_logits: OnLogits | None = None,
     ) -> None:
         self.loaded, self.policy, self.max_tokens = loaded, policy, max_tokens
         self.model = loaded.model
-        self.device = self.model.device
+        self.device, self.on_logits = self.model.device, on_logits
         shape = CacheShape(loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim)
         try:
             self.cache = KVCache(
@@ -138,7 +146,11 @@ class Engine:
             cache.end_step(slots)
         for chunk in chunks:
             cache.end_chunk(chunk.request.slot, chunk.tokens)
-        return dict(zip([request.request_id for request in due], choose(logits, due), strict=True)) if due else {}
+        if not due:
+            return {}
+        if self.on_logits is not None:
+            self.on_logits(due, logits.float())
+        return dict(zip([request.request_id for request in due], choose(logits, due), strict=True))
 
     def _packed(
         self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]]
@@ -198,13 +210,10 @@ class Engine:
                 continue
             if request.first_token_ps < 0:
                 request.first_token_ps = now
-            if request.take(token) or self._ends(request, token):
+            if request.take(token, self.eos):
                 request.finish_ps = now
                 finished.append(request)
         return finished
-
-    def _ends(self, request: LiveRequest, token: int) -> bool:
-        return not request.sampling.ignore_eos and token in self.eos
 
     def _record(self, span: tuple[int, int], given: int, computed: int, running: int, counts: SlotCounts) -> None:
         tier0, tier1, *_ = counts.totals([request.slot for request in self.scheduler.decoding.values()])

@@ -33,8 +33,9 @@ class LiveRequest(Request):
     """A `Request` with token ids; times in ps since the start of the run, -1 until then.
 
     `cached` positions are in the cache. A preempted request keeps its `output`: where that is longer than what is
-    cached, decode steps feed it again instead of choosing anew. `held_pages`: what it may have held when it last gave
-    them back.
+    cached, decode steps feed it again instead of choosing anew. `forced`: its first tokens, whatever the logits say
+    (teacher forcing); they count as generated, and none of them ends it. `held_pages`: what it may have held when it
+    last gave them back.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class LiveRequest(Request):
         "cached",
         "finish_ps",
         "first_token_ps",
+        "forced",
         "held_pages",
         "output",
         "prompt",
@@ -57,11 +59,13 @@ class LiveRequest(Request):
         output_tokens: int,
         sampling: Sampling = GREEDY,
         arrival_ps: int = 0,
+        forced: Sequence[int] = (),
     ) -> None:
         super().__init__(request_id, arrival_ps, len(prompt), output_tokens)
         self.prompt = list(prompt)
         self.output: list[int] = []
         self.sampling = sampling
+        self.forced = list(forced)
         self.random = Random(sampling.seed)
         self.slot = NO_SLOT
         self.cached = 0
@@ -79,8 +83,15 @@ class LiveRequest(Request):
         """Whether all its tokens are cached, so that the last one's logits choose a new one."""
         return self.cached == self.prompt_tokens + len(self.output)
 
-    def take(self, token: int) -> bool:
-        """Append a new token; whether it was the last."""
+    @property
+    def next_forced(self) -> int | None:
+        """The new token where it is given, None where it is to be chosen."""
+        return self.forced[len(self.output)] if len(self.output) < len(self.forced) else None
+
+    def take(self, token: int, ends: frozenset[int]) -> bool:
+        """Append a new token; whether it was the last. ends: tokens that end a text, unless it ignores them."""
+        chosen = self.next_forced is None
         self.output.append(token)
         self.generated += 1
-        return self.generated >= self.output_tokens or token in self.sampling.stop_tokens
+        stops = token in self.sampling.stop_tokens or (token in ends and not self.sampling.ignore_eos)
+        return self.generated >= self.output_tokens or (chosen and stops)

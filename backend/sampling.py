@@ -11,10 +11,16 @@ from leankv.backend.live_request import LiveRequest
 
 
 def choose(logits: Tensor, requests: Sequence[LiveRequest]) -> list[int]:
-    """One token a request from logits [len(requests), vocab]; every sampled one draws once from its own generator."""
+    """One token a request from logits [len(requests), vocab]; every sampled one draws once from its own generator.
+
+    A forced token is taken as it is, and draws nothing.
+    """
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, request in enumerate(requests):
-        if request.sampling.temperature > 0:
+        forced = request.next_forced
+        if forced is not None:
+            tokens[row] = forced
+        elif request.sampling.temperature > 0:
             tokens[row] = _drawn(logits[row].float(), request)
     return tokens
 

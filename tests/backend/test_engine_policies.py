@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
+
 import torch
 
-from leankv.backend import engine as engine_module
 from leankv.backend.exact import fp32
-from leankv.backend.sampling import choose
+from leankv.backend.live_request import LiveRequest
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.registry import policy_named
 
@@ -16,29 +16,27 @@ from . import tiny
 ALL_HIGH = "leankv:alpha_low=0,alpha_high=0,high="
 
 
-def logits_of(policy: Policy, patch: pytest.MonkeyPatch, forced: list[int] | None = None) -> torch.Tensor:
+def logits_of(policy: Policy, forced: Sequence[int] = ()) -> torch.Tensor:
     """Logits [12, vocab] of a prompt's first tokens; `forced`: the tokens that are taken, whatever the logits say."""
     seen: list[torch.Tensor] = []
-
-    def spy(logits: torch.Tensor, requests: list) -> list[int]:
-        seen.append(logits.clone())
-        return choose(logits, requests) if forced is None else [forced[len(seen) - 1]]
-
-    patch.setattr(engine_module, "choose", spy)
-    tiny.served(tiny.engine_of(policy, batched=300), [tiny.prompt_of(150, 0)], 12)
+    engine = tiny.engine_of(policy, batched=300)
+    engine.on_logits = lambda _, logits: seen.append(logits.clone())
+    engine.add(LiveRequest(0, tiny.prompt_of(150, 0), 12, tiny.TO_LENGTH, forced=forced))
+    while not engine.idle:
+        engine.step()
     return torch.cat(seen)
 
 
-def test_all_high_in_eight_bits_stays_within_the_quantization_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_high_in_eight_bits_stays_within_the_quantization_error() -> None:
     """A key's or value's error is at most half a step, 1/510 of its range of some five deviations: 1 % in attention.
 
     Four bits make the step 17 times as wide; the same bound must then be broken, or it would say nothing.
     """
-    exact = logits_of(fp32(), monkeypatch)
+    exact = logits_of(fp32())
     tokens = exact.argmax(-1).tolist()
 
     def error(format: str) -> float:
-        found = logits_of(policy_named(ALL_HIGH + format), monkeypatch, tokens)
+        found = logits_of(policy_named(ALL_HIGH + format), tokens)
         return float((found - exact).norm() / exact.norm())
 
     assert error("K8V8") < 0.02 < error("K8V4") < error("K4V2")

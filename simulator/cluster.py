@@ -14,6 +14,7 @@ import simpy
 from simpy.events import URGENT
 
 from leankv.simulator.clock import PS_PER_S, TICK_BITS
+from leankv.simulator.forecast import Forecast
 from leankv.simulator.recorder import ReplicaLog, RequestRecords
 from leankv.simulator.resident import Resident
 from leankv.simulator.routing import Router
@@ -40,11 +41,23 @@ class Engine(Protocol):
 
 
 class Replica:
-    """An engine and the count of what it was given."""
+    """An engine and the count of what it was given.
 
-    def __init__(self, index: int, records: RequestRecords, make_engine: Callable[[FinishHook], Engine]) -> None:
+    forecast: for routers that predict. dress: fits a request to this replica's policy, where replicas differ.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        records: RequestRecords,
+        make_engine: Callable[[FinishHook], Engine],
+        forecast: Forecast | None = None,
+        dress: Callable[[Resident], None] | None = None,
+    ) -> None:
         self.index = index
         self.records = records
+        self._forecast = forecast
+        self._dress = dress
         self.given_tokens = 0
         self.newly_finished = 0
         self.engine = make_engine(self._finish)
@@ -55,17 +68,28 @@ class Replica:
     def kv_use(self) -> float:
         return self.engine.kv_use()
 
+    @property
+    def forecast(self) -> Forecast:
+        assert self._forecast is not None, "this router predicts, and the replica was made without a forecast"
+        return self._forecast
+
     def give(self, request: Resident) -> None:
         """The request reaches the replica's queue at its arrival; a clock behind that belongs to an idle replica."""
         engine = self.engine
         arrival = request.arrival_ps << TICK_BITS
         if engine.clock < arrival:
             engine.clock = arrival
+        if self._dress is not None:
+            self._dress(request)
+        if self._forecast is not None:
+            self._forecast.given(request)
         self.given_tokens += request.prompt_tokens + request.output_tokens
         engine.add(request)
 
     def _finish(self, request: Resident, finish_ps: int) -> None:
         self.given_tokens -= request.prompt_tokens + request.output_tokens
+        if self._forecast is not None:
+            self._forecast.finished(request)
         self.records.finish(request, self.index, finish_ps)
         self.newly_finished += 1
 
@@ -116,7 +140,7 @@ def _arrivals(
         else:
             for replica in replicas if router.looks else ():
                 replica.engine.run_until(now << TICK_BITS)
-            replica = replicas[router.choose(replicas)]
+            replica = replicas[router.choose(replicas, request)]
         replica.engine.run_until(now << TICK_BITS)
         replica.give(request)
 
@@ -172,7 +196,7 @@ class ClosedLoop:
             if request is None:
                 continue
             self.free -= 1
-            replica = self.replicas[self.router.choose(self.replicas)]
+            replica = self.replicas[self.router.choose(self.replicas, request)]
             replica.give(request)
             if not self.wake[replica.index].triggered:
                 self.wake[replica.index].succeed()

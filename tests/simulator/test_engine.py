@@ -15,6 +15,7 @@ from leankv.serving.scheduler import SchedulerLimits
 from leankv.simulator.clock import TICK_BITS
 from leankv.simulator.cluster import ClosedLoop, Replica, run_open_loop
 from leankv.simulator.engine import JumpEngine, elapsed, steps_to_reach
+from leankv.simulator.forecast import Accuracy, Forecast, predictions
 from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
@@ -103,7 +104,11 @@ def run(
         ledger = kinds[1](world.memory, world.capacity, world.watermark, workload.prefix_cache())
         return kinds[0](world.limits, ledger, world.costs, world.curves(), on_finish)
 
-    made = [Replica(index, records, make) for index in range(replicas)]
+    def forecast(index: int) -> Forecast:
+        predicted = predictions(np.array([output for _, _, output, _ in rows]), Accuracy(), (0, index))
+        return Forecast(world.costs, world.curves(), world.memory, world.capacity, world.limits.max_num_seqs, predicted)
+
+    made = [Replica(index, records, make, forecast(index)) for index in range(replicas)]
     if concurrency is None:
         run_open_loop(made, router_named(router, 0), workload, lambda share: None)
     else:

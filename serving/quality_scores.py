@@ -1,0 +1,203 @@
+"""From samples to scores: means with bootstrap intervals, and paired differences to the baseline.
+
+A sample is a window of text, a needle, a question. Intervals are 95 % ones from a bootstrap over samples; a difference
+is taken sample by sample, so that what makes a sample hard leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from leankv.serving.paired import BASELINE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Floats = npt.NDArray[np.float64]
+Interval = tuple[float, float]
+RESAMPLES = 2000
+PERCENTS = (2.5, 97.5)
+GROWN = 1.5
+"""An output has grown by half when it is this much longer than the baseline's of the same prompt."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a task's samples make one figure.
+
+    value: "mean" of a column, or "perplexity" from log-probabilities. better: which way answers improve.
+    difference: to the baseline, "absolute" in the metric's unit, or "relative" (0.02: 2 % more).
+    """
+
+    task: str
+    column: str
+    value: Literal["mean", "perplexity"] = "mean"
+    better: Literal["higher", "lower"] = "higher"
+    difference: Literal["absolute", "relative"] = "absolute"
+
+
+METRICS: Mapping[str, Metric] = {
+    "perplexity": Metric("perplexity", "log_probability_nats", "perplexity", "lower", "relative"),
+    "agreement": Metric("perplexity", "agreement"),
+    "kl_nats": Metric("perplexity", "kl_nats", better="lower"),
+    "needle": Metric("needle", "score"),
+    "needle_log_probability_nats": Metric("needle", "log_probability_nats"),
+    "choice": Metric("choice", "score"),
+    "choice_log_probability_nats": Metric("choice", "log_probability_nats"),
+    "choice_agreement": Metric("choice", "agreement"),
+    "answers": Metric("answers", "score"),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure over `n` samples. difference: to the baseline on the `paired` samples that both have.
+
+    Intervals are None for under two samples; the difference is None for the baseline itself.
+    """
+
+    value: float
+    interval: Interval | None
+    n: int
+    difference: float | None = None
+    difference_interval: Interval | None = None
+    paired: int = 0
+
+
+@dataclass(frozen=True)
+class OutputLengths:
+    """Generated tokens with natural stopping, paired with the baseline's of the same prompts.
+
+    mean_shift: mean of D = (baseline - policy)/baseline, so negative where outputs grow. grown_by_half: share of
+    outputs at least half longer. unfinished: share that ran into the cap, whose true length is longer.
+    """
+
+    n: int
+    mean_tokens: float
+    mean_shift: float
+    grown_by_half: float
+    grown_by_half_interval: Interval | None
+    unfinished: float
+
+
+def score(metric: Metric, samples: pa.Table, baseline: pa.Table | None) -> Score | None:
+    """One metric of one policy. samples, baseline: rows of one policy and the metric's task, in any order.
+
+    None where no sample has the metric's column.
+    """
+    mine = _by_sample(samples, metric)
+    if not mine:
+        return None
+    values = np.array(list(mine.values()))
+    found = Score(_figure(metric, values), _interval(metric, values), len(values))
+    theirs = {} if baseline is None else _by_sample(baseline, metric)
+    common = [sample for sample in mine if sample in theirs]
+    if not common:
+        return found
+    pairs = np.array([mine[sample] for sample in common]), np.array([theirs[sample] for sample in common])
+    difference, interval = _difference(metric, *pairs)
+    return Score(found.value, found.interval, found.n, difference, interval, len(common))
+
+
+def output_lengths(samples: pa.Table, baseline: pa.Table) -> OutputLengths | None:
+    """Lengths of the rows of task "answers", paired by sample; None where no sample is in both."""
+    mine, theirs = _lengths(samples), _lengths(baseline)
+    common = [sample for sample in mine if sample in theirs]
+    if not common:
+        return None
+    lengths = np.array([mine[sample][0] for sample in common], dtype=np.float64)
+    before = np.array([theirs[sample][0] for sample in common], dtype=np.float64)
+    grown = (lengths >= GROWN * before).astype(np.float64)
+    return OutputLengths(
+        n=len(common),
+        mean_tokens=float(lengths.mean()),
+        mean_shift=float(((before - lengths) / before).mean()),
+        grown_by_half=float(grown.mean()),
+        grown_by_half_interval=_interval(Metric("answers", ""), grown[:, None]),
+        unfinished=float(np.mean([not mine[sample][1] for sample in common])),
+    )
+
+
+def ratios(samples: pa.Table) -> tuple[float, float]:
+    """Nominal and physical compression over all rows: FP16 bytes over payload bytes, and over bytes of pages held."""
+    plain, payload, pages = (
+        float(samples[f"kv_{part}_bytes"].to_numpy().sum()) for part in ("fp16", "payload", "page")
+    )
+    return plain / payload, plain / pages
+
+
+def of_policy(samples: pa.Table, policy: str, task: str | None = None) -> pa.Table:
+    """The rows of one policy, and of one task where named."""
+    import pyarrow.compute as pc
+
+    chosen = pc.equal(samples["policy"], policy)
+    return samples.filter(chosen if task is None else pc.and_(chosen, pc.equal(samples["task"], task)))
+
+
+def score_all(samples: pa.Table, policy: str) -> dict[str, Score]:
+    """Every metric that the policy's samples have, against the baseline's where that is there."""
+    found: dict[str, Score] = {}
+    for name, metric in METRICS.items():
+        mine = of_policy(samples, policy, metric.task)
+        baseline = None if policy == BASELINE else of_policy(samples, BASELINE, metric.task)
+        one = score(metric, mine, baseline) if len(mine) else None
+        if one is not None:
+            found[name] = one
+    return found
+
+
+def _by_sample(samples: pa.Table, metric: Metric) -> dict[str, tuple[float, ...]]:
+    """The metric's column by sample, with the tokens that it was summed over where it is a sum; nulls left out."""
+    columns: list[list[Any]] = [samples["sample_id"].to_pylist(), samples[metric.column].to_pylist()]
+    if metric.value == "perplexity":
+        columns.append(samples["scored_tokens"].to_pylist())
+    return {row[0]: tuple(map(float, row[1:])) for row in zip(*columns, strict=True) if row[1] is not None}
+
+
+def _lengths(samples: pa.Table) -> dict[str, tuple[int, bool]]:
+    rows = (samples[name].to_pylist() for name in ("sample_id", "output_tokens", "stopped"))
+    return {sample: (tokens, stopped) for sample, tokens, stopped in zip(*rows, strict=True) if stopped is not None}
+
+
+def _figure(metric: Metric, values: Floats) -> float:
+    return float(_resampled(metric, values, np.ones((1, len(values))))[0])
+
+
+def _resampled(metric: Metric, values: Floats, drawn: Floats) -> Floats:
+    """The figure of each resample: values [n, columns], drawn [resamples, n] how often each sample is in it."""
+    sums = drawn @ values
+    if metric.value == "perplexity":
+        figures: Floats = np.exp(-sums[:, 0] / sums[:, 1])
+        return figures
+    means: Floats = sums[:, 0] / drawn.sum(1)
+    return means
+
+
+def _interval(metric: Metric, values: Floats) -> Interval | None:
+    return _middle(_resampled(metric, values, _draws(len(values)))) if len(values) > 1 else None
+
+
+def _difference(metric: Metric, mine: Floats, theirs: Floats) -> tuple[float, Interval | None]:
+    def between(drawn: Floats) -> Floats:
+        one, other = _resampled(metric, mine, drawn), _resampled(metric, theirs, drawn)
+        return one / other - 1 if metric.difference == "relative" else one - other
+
+    whole = float(between(np.ones((1, len(mine))))[0])
+    return whole, _middle(between(_draws(len(mine)))) if len(mine) > 1 else None
+
+
+def _middle(resampled: Floats) -> Interval:
+    low, high = np.percentile(resampled, PERCENTS)
+    return float(low), float(high)
+
+
+@cache
+def _draws(n: int) -> Floats:
+    """float64 [RESAMPLES, n]; the same for every policy, so that paired figures share the draw."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)

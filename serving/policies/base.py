@@ -13,6 +13,7 @@ from leankv.serving.policies.curves import HeadGroup
 from leankv.serving.policies.work import Work, chunk_work, decode_work, prompt_work
 from leankv.serving.retention import Retention
 
+KeyTransformName = Literal["none", "centred", "rotated", "centred+rotated"]
 ScoreSource = Literal["none", "recent-window", "all-queries", "expected", "head-class", "page-bounds"]
 
 
@@ -76,7 +77,7 @@ class Policy:
     trigger: Trigger
     tiers: tuple[Tier, ...]
     shares_prefix: bool
-    key_transform: Literal["none", "centred", "rotated", "centred+rotated"] = "none"
+    key_transform: KeyTransformName = "none"
     bookkeeping: int = 0
     page_vectors: int = 0
     retention: Retention | None = None

@@ -1,9 +1,11 @@
 """Checks that methods apply to their knobs; each failure is one line that names the knob and the mend."""
 
 from collections.abc import Sequence
+from typing import cast, get_args
 
 from leankv.serving.errors import InputError
 from leankv.serving.formats import KVFormat, format_named
+from leankv.serving.policies.base import KeyTransformName
 
 
 def at_least(knob: str, value: float, least: float) -> None:
@@ -27,3 +29,9 @@ def format_knob(knob: str, name: str) -> KVFormat:
         return format_named(name)
     except ValueError as error:
         raise InputError(f"policy knob {knob}={name}: {error}") from error
+
+
+def key_transform_knob(name: str) -> KeyTransformName:
+    """How keys are stored: none, centred, rotated or centred+rotated."""
+    one_of("key_transform", name, get_args(KeyTransformName))
+    return cast(KeyTransformName, name)

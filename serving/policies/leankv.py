@@ -2,7 +2,7 @@
 
 from leankv.serving.policies.base import Policy, Score, Tier, Trigger
 from leankv.serving.policies.budgets import MassTiers, Thresholds
-from leankv.serving.policies.knobs import at_least, format_knob, one_of, share_knob
+from leankv.serving.policies.knobs import at_least, format_knob, key_transform_knob, one_of, share_knob
 from leankv.serving.policies.published import retention_by_mass, retention_by_threshold
 
 PAPER = "https://arxiv.org/abs/2412.03131"
@@ -16,6 +16,7 @@ def leankv(
     alpha_low: float = 0.02,
     window: int = 64,
     relative_to: str = "prompt",
+    key_transform: str = "none",
 ) -> Policy:
     """LeanKV as published (Zhang et al., arXiv 2412.03131; v3 is DiffKV, SOSP 2025).
 
@@ -24,7 +25,7 @@ def leankv(
     adds the new query's attention and requantizes or prunes at most one token a head.
     Departures: thresholds are relative to the prompt's length, as in the released code (`relative_to=position`: the
     paper's); stored scales are rounded so that the error stays within half a stored step. Defaults: the paper's
-    calibration for Llama-3-8B.
+    calibration for Llama-3-8B. `key_transform` is no part of the paper; it shows what it alone adds.
     """
     at_least("alpha_low", alpha_low, 0.0)
     at_least("alpha_high", alpha_high, alpha_low)
@@ -40,6 +41,7 @@ def leankv(
         budget=budget,
         trigger=Trigger("every-step"),
         tiers=(Tier("high", format_knob("high", high)), Tier("low", format_knob("low", low))),
+        key_transform=key_transform_knob(key_transform),
         bookkeeping=8,
         shares_prefix=False,
         retention=retention_by_threshold(alpha_high, alpha_low, window),
@@ -54,6 +56,7 @@ def leankv_r(
     window: int = 64,
     recompress_every: int = 64,
     bookkeeping: int = 8,
+    key_transform: str = "centred+rotated",
 ) -> Policy:
     """LeanKV with centred and rotated keys and tiers by cumulated mass (the paper's first version chose by mass).
 
@@ -77,7 +80,7 @@ def leankv_r(
         budget=MassTiers(prune, low_mass, window, recompress_every),
         trigger=Trigger("every-n", recompress_every),
         tiers=(Tier("high", format_knob("high", high)), Tier("low", format_knob("low", low))),
-        key_transform="centred+rotated",
+        key_transform=key_transform_knob(key_transform),
         bookkeeping=bookkeeping,
         shares_prefix=False,
         retention=retention_by_mass(prune, low_mass, window),

@@ -23,6 +23,7 @@ from leankv.serving.policies.quest import quest
 from leankv.serving.policies.snapkv import snapkv
 from leankv.serving.policies.streaming_llm import streaming_llm
 from leankv.serving.policies.turboquant import turboquant
+from leankv.serving.policies.uniform import uniform
 
 Knob = int | float | str
 METHODS: Mapping[str, Callable[..., Policy]] = {
@@ -42,6 +43,7 @@ METHODS: Mapping[str, Callable[..., Policy]] = {
     "expected-attention": expected_attention,
     "leankv": leankv,
     "leankv-r": leankv_r,
+    "uniform": uniform,
 }
 registry: dict[str, Policy] = {name: method() for name, method in METHODS.items()}
 

@@ -22,6 +22,7 @@ VARIANTS = [
     "leankv:alpha_low=0.04,alpha_high=0.04",
     "leankv-r:high=K4V4,low=K3V2,prune=0.005,bookkeeping=5",
     "snapkv:budget=128",
+    "uniform:format=K2V4",
 ]
 PROMPTS = (1, 17, 63, 64, 65, 300, 1024, 4096, 50_000)
 STAGED = {"h2o", "snapkv", "pyramidkv", "ada-kv", "expected-attention", "leankv", "leankv-r"}

@@ -11,9 +11,9 @@ from leankv.serving.policies.registry import METHODS, knobs_of, policy_named, re
 
 DESIGN_TABLE = [
     "fp16", "fp8", "int8", "int4", "kivi", "streaming-llm", "h2o", "snapkv", "pyramidkv", "ada-kv", "duo-attention",
-    "quest", "turboquant", "expected-attention", "leankv", "leankv-r",
+    "quest", "turboquant", "expected-attention", "leankv", "leankv-r", "uniform",
 ]  # fmt: skip
-LIVE = {"fp16", "fp8", "int8", "int4", "kivi", "streaming-llm", "h2o", "snapkv", "leankv", "leankv-r"}
+LIVE = {"fp16", "fp8", "int8", "int4", "kivi", "streaming-llm", "h2o", "snapkv", "leankv", "leankv-r", "uniform"}
 FOLDER = Path(registry_module.__file__).parent
 NOT_METHODS = {"base", "budgets", "curves", "knobs", "published", "registry", "work"}
 
@@ -77,6 +77,8 @@ def test_defaults_are_those_of_the_design() -> None:
         ("leankv:high=FP", "high=FP"),
         ("leankv:relative_to=token", "choose one of prompt, position"),
         ("leankv-r:bookkeeping=6", "choose one of 5, 8"),
+        ("leankv:key_transform=turned", "choose one of none, centred, rotated"),
+        ("uniform:format=K5V5", "format=K5V5"),
     ],
 )
 def test_bad_specs_are_one_line(spec: str, message: str) -> None:

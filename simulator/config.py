@@ -11,6 +11,7 @@ from leankv.serving.devices import DeviceSpec
 from leankv.serving.errors import InputError
 from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
+from leankv.simulator.forecast import Accuracy
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class SimulationConfig:
     `memory_utilization` of the GPU's memory leaves beside the weights and the activations of a full step.
     `slo` maps "ttft", "tpot", "e2el" to milliseconds. `per_step` runs the slow oracle in place of the jumping engine.
     `max_concurrency` closes the loop: at most so many requests in flight. `step_overhead_ms` replaces the host's time
-    of a step that the GPU waits for (default: `step_time.overhead.STEP_S`).
+    of a step that the GPU waits for (default: `step_time.overhead.STEP_S`). `policies`: what the replicas serve, in
+    turn, where they differ; `policy` is then the first of them. `accuracy`: of routers that predict.
     """
 
     model: ModelSpec
@@ -42,6 +44,8 @@ class SimulationConfig:
     slo: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     per_step: bool = False
+    policies: tuple[Policy, ...] = ()
+    accuracy: Accuracy = field(default_factory=Accuracy)
 
     def __post_init__(self) -> None:
         for name in ("tp", "replicas", "max_num_seqs", "max_num_batched_tokens"):
@@ -55,9 +59,26 @@ class SimulationConfig:
             raise InputError(f"kv_memory_bytes is {self.kv_memory_bytes}: give a positive size")
         if self.step_overhead_ms is not None and not 0 <= self.step_overhead_ms < inf:
             raise InputError(f"step_overhead_ms is {self.step_overhead_ms}: give milliseconds, 0 or more")
+        self._check_policies()
         unknown = set(self.slo) - {"ttft", "tpot", "e2el"}
         if unknown:
             raise InputError(f"unknown SLO {sorted(unknown)[0]!r}: choose from ttft, tpot, e2el (in ms)")
+
+    def _check_policies(self) -> None:
+        if not self.policies:
+            return
+        if self.replicas < len(self.policies):
+            raise InputError(
+                f"{self.policy_name} are {len(self.policies)} policies for {self.replicas} "
+                f"{'replica' if self.replicas == 1 else 'replicas'}; give --replicas {len(self.policies)} or more"
+            )
+        if self.prefix_caching:
+            raise InputError(f"{self.policy_name}: prefix caching needs one policy; drop --prefix-caching")
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's name, or of several `a+b`."""
+        return "+".join(policy.name for policy in self.policies or (self.policy,))
 
     @property
     def gpus(self) -> int:
@@ -85,8 +106,11 @@ class SimulationConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """What `config.json` holds: specifications in full, so that a run can be repeated from its folder."""
-        named = {"model": asdict(self.model), "device": asdict(self.device), "policy": self.policy.name}
-        return {**asdict(self), **named, "gpus": self.gpus, "specification": repr(self.policy)}
+        named = {"model": asdict(self.model), "device": asdict(self.device), "policy": self.policy_name}
+        policies = self.policies or (self.policy,)
+        named["policies"] = [policy.name for policy in policies]
+        specification = " + ".join(map(repr, policies))
+        return {**asdict(self), **named, "gpus": self.gpus, "specification": specification}
 
     def _activation_bytes(self) -> float:
         """Activations of a full step: the widest of MLP and logits, in 16 bits, twice (input and output)."""

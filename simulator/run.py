@@ -14,15 +14,16 @@ from leankv.serving.memory import MemoryModel
 from leankv.serving.metrics import summarise
 from leankv.serving.runs import Run
 from leankv.serving.scheduler import WATERMARK, SchedulerLimits
-from leankv.simulator.cluster import ClosedLoop, FinishHook, Replica, run_open_loop
+from leankv.simulator.cluster import ClosedLoop, FinishHook, Replica, Workload, run_open_loop
 from leankv.simulator.config import SimulationConfig
 from leankv.simulator.costs import StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.engine import JumpEngine
+from leankv.simulator.forecast import Forecast, predictions
 from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
-from leankv.simulator.routing import Router, router_named
+from leankv.simulator.routing import PREDICTIVE, Router, router_named
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
@@ -110,7 +111,7 @@ class EventLoop:
     config: SimulationConfig
     records: RequestRecords
     replicas: list[Replica]
-    workload: TraceWorkload
+    workload: Workload
 
     def run(self, progress: Progress = no_progress) -> Outcome:
         """Until the last token. Garbage collection rests meanwhile: the loop makes no cycles, and many objects."""
@@ -136,13 +137,24 @@ def event_loop(deployment: Deployment, trace: Trace) -> EventLoop:
     config = deployment.config
     records = RequestRecords()
     blocks = _shareable(deployment, trace)
+    forecasts = replica_forecasts(deployment, trace, config.replicas)
     replicas = [
-        Replica(index, records, lambda hook: deployment.engine(hook, _prefix_cache(deployment, trace, blocks)))
-        for index in range(config.replicas)
+        Replica(index, records, lambda hook: deployment.engine(hook, _prefix_cache(deployment, trace, blocks)), each)
+        for index, each in enumerate(forecasts)
     ]
     shared = None if blocks is None or trace.prefix_hashes is None else blocks * trace.prefix_hashes.block_tokens
     workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records, shared)
     return EventLoop(config, records, replicas, workload)
+
+
+def replica_forecasts(deployment: Deployment, trace: Trace, replicas: int, kind: int = 0) -> list[Forecast | None]:
+    """One a replica, all with the same predictions; None where the router asks for none. `kind`: of the policy."""
+    config = deployment.config
+    if config.router not in PREDICTIVE:
+        return [None] * replicas
+    predicted = predictions(trace.output_tokens, config.accuracy, (config.seed, kind))
+    fixed = (deployment.costs, deployment.curves, deployment.memory, deployment.capacity, config.max_num_seqs)
+    return [Forecast(*fixed, predicted) for _ in range(replicas)]
 
 
 def _shareable(deployment: Deployment, trace: Trace) -> np.ndarray | None:
@@ -170,8 +182,12 @@ def simulate(config: SimulationConfig, trace: Trace, progress: Progress = no_pro
     Raises:
         InputError: the model does not fit the device or is hopelessly slow on it, or every request is rejected.
     """
-    deployment = deploy(config)
     try:
+        if config.policies:
+            from leankv.simulator.mixed import simulate_mixed
+
+            return simulate_mixed(config, [trace] * len(config.policies), progress)
+        deployment = deploy(config)
         return assemble(deployment, trace, event_loop(deployment, trace).run(progress))
     except OverflowError as error:
         raise InputError(
@@ -185,29 +201,36 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     config, records = deployment.config, outcome.records
     logs = [replica.engine.log for replica in outcome.replicas]
     requests = request_table(trace, records)
+    require_finished(trace, requests, records)
+    segments = segment_table(logs)
+    prefixes = trace.prefix_hashes if deployment.shares_prefixes() else None
+    prompts = trace.prompt_tokens.astype(np.int64)
+    arrivals = arrivals_by_replica(requests, len(logs))
+    states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
+    preemption_gaps_ps = [gap for log in logs for gap in log.preemption_gaps_ps]
+    summary = summarise(requests, segments, config.slo, preemption_gaps_ps)
+    summary |= usage_summary(deployment, logs, requests, segments, states, summary["duration_s"])
+    summary |= prefix_summary(deployment, logs, prompts)
+    return Run("simulated", config_dict(config, trace), summary, requests, states, segments)
+
+
+def require_finished(trace: Trace, requests: Any, records: RequestRecords) -> None:
+    """Raise InputError if no request was served."""
     if not np.any(requests["status"].to_numpy() == "finished"):
         row, reason = next(iter(records.reasons.items()))
         raise InputError(
             f"{trace.name}: every request was rejected, the first: {reason} (request {row}); "
             "cut prompts with --max-prompt, raise --kv-memory-gib or choose another --model"
         )
-    segments = segment_table(logs)
-    prefixes = trace.prefix_hashes if deployment.shares_prefixes() else None
-    prompts = trace.prompt_tokens.astype(np.int64)
-    arrivals = _arrivals(requests, len(logs))
-    states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
-    preemption_gaps_ps = [gap for log in logs for gap in log.preemption_gaps_ps]
-    summary = summarise(requests, segments, config.slo, preemption_gaps_ps)
-    summary |= usage_summary(deployment, logs, requests, segments, states, summary["duration_s"])
-    summary |= prefix_summary(deployment, logs, prompts)
-    return Run("simulated", _config_dict(config, trace), summary, requests, states, segments)
 
 
-def _arrivals(requests: Any, replicas: int) -> list[np.ndarray]:
+def arrivals_by_replica(requests: Any, replicas: int) -> list[np.ndarray]:
+    """When the requests of each replica arrived, in ps, sorted."""
     replica = requests["replica"].to_numpy()
     arrival = requests["arrival_ps"].to_numpy()
     return [np.sort(arrival[replica == index]) for index in range(replicas)]
 
 
-def _config_dict(config: SimulationConfig, trace: Trace) -> dict[str, Any]:
+def config_dict(config: SimulationConfig, trace: Trace) -> dict[str, Any]:
+    """What `config.json` holds of a run."""
     return {**config.as_dict(), "trace": {"name": trace.name, "requests": len(trace), **trace.provenance}}

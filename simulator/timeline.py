@@ -50,14 +50,19 @@ def timeline(
     """
     import pyarrow as pa
 
-    end = max(int(log.stays.column("end_ps")[-1]) if len(log.stays) else 0 for log in logs)
-    times = np.linspace(0, end, samples).astype(np.int64)
+    times = instants(logs, samples)
     tables = [
         replica_states(index, log, arrived, prompts, memory, capacity, prefixes, times)
         for index, (log, arrived) in enumerate(zip(logs, arrivals, strict=True))
     ]
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     return pa.table(columns)
+
+
+def instants(logs: list[ReplicaLog], samples: int = SAMPLES) -> Ints:
+    """`samples` equal distances over the run, in ps."""
+    end = max(int(log.stays.column("end_ps")[-1]) if len(log.stays) else 0 for log in logs)
+    return np.linspace(0, end, samples).astype(np.int64)
 
 
 def replica_states(

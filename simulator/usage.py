@@ -37,7 +37,7 @@ def usage_summary(
     nominal, physical = memory.ratios(prompts, prompts + outputs)
     dollars = config.device.price_usd_h * config.gpus * duration_s / 3600
     return {
-        "policy": config.policy.name,
+        "policy": config.policy_name,
         "step_time_source": deployment.step_time.source,
         "retention_source": config.policy.retention.source if config.policy.retention else "exact",
         "peak_kv_pages": int(used.max()),

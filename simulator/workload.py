@@ -56,6 +56,15 @@ class TraceWorkload:
             return None
         return Resident(row, arrival_ps, *self._rows[row])
 
+    def refuses(self, row: int) -> bool:
+        return row in self._refused
+
+    def dress(self, request: Resident) -> None:
+        """Give a request that another policy's workload made the lengths and pages that it has here."""
+        _, request.output_tokens, request.need, request.first_held, request.shared_tokens = self._rows[
+            request.request_id
+        ]
+
     def _reason(self, row: int) -> str:
         prompt, output, *_ = self._rows[row]
         if prompt + output > self._max_context:

@@ -30,11 +30,17 @@ class Serving:
     device: str = "a100-80gb"
     """A GPU preset (a100-40gb, a100-80gb, h100, h200, b200, l40, l40s, a6000, rtx-4090, mi300x) or cpu."""
     policy: Policies = ()
-    """A KV-cache policy, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, fp8, kivi, leankv."""
+    """A KV-cache policy, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, fp8, kivi, leankv.
+    fp16+leankv: replicas take these in turn (give --replicas 2 or more, and a --router)."""
     replicas: int = 1
     """Replicas behind the router."""
     router: str = "round-robin"
-    """round-robin, random, least-outstanding-tokens or least-kv-use."""
+    """round-robin, random, least-outstanding-tokens, least-kv-use, or by prediction: predicted-throughput,
+    predicted-length, predicted-both."""
+    length_accuracy: float = 0.92
+    """Of routers that predict output lengths: 1 minus the mean relative error."""
+    throughput_accuracy: float = 0.87
+    """Of routers that predict throughput: 1 minus the mean relative error."""
     max_num_seqs: int = 256
     """Requests that run at once in a replica, at most."""
     max_num_batched_tokens: int = 2048
@@ -73,6 +79,7 @@ class Deployment(Serving):
         from leankv.serving.models import model_named
         from leankv.serving.policies.registry import policy_named
         from leankv.simulator.config import SimulationConfig
+        from leankv.simulator.forecast import Accuracy
 
         if self.kv_memory_gib is not None and not self.kv_memory_gib > 0:
             raise InputError(f"--kv-memory-gib {self.kv_memory_gib:g} is no size; give a number above 0")
@@ -80,11 +87,13 @@ class Deployment(Serving):
         if len(set(names)) < len(names):
             raise InputError(f"--policy {next(n for n in names if names.count(n) > 1)} is given twice; give it once")
         model, device, slo = model_named(self.model), device_named(self.device), parse_slo(self.slo)
+        kinds = [tuple(policy_named(part) for part in name.split("+")) for name in names]
         return [
             SimulationConfig(
                 model=model,
                 device=device,
-                policy=policy_named(name),
+                policy=policies[0],
+                policies=policies if len(policies) > 1 else (),
                 tp=self.tp,
                 replicas=self.replicas,
                 router=self.router,
@@ -98,8 +107,9 @@ class Deployment(Serving):
                 prefix_caching=self.prefix_caching,
                 slo=slo,
                 seed=seed,
+                accuracy=Accuracy(self.length_accuracy, self.throughput_accuracy),
             )
-            for name in names
+            for policies in kinds
         ]
 
 

@@ -75,7 +75,7 @@ def point_row(outcome: Outcome, offered_rps: float) -> Row:
     config = outcome.point.config
     memory = None if config.kv_memory_bytes is None else config.kv_memory_bytes / GIB
     place = {
-        "policy": config.policy.name,
+        "policy": config.policy_name,
         "tp": config.tp,
         "kv_memory_gib": memory,
         "rate_scale": outcome.point.rate_scale,
@@ -84,7 +84,7 @@ def point_row(outcome: Outcome, offered_rps: float) -> Row:
     }
     if outcome.summary is None:
         return dict.fromkeys(COLUMNS) | place
-    figures = sweep_row(config.policy.name, outcome.point.rate_scale, offered_rps, outcome.summary)
+    figures = sweep_row(config.policy_name, outcome.point.rate_scale, offered_rps, outcome.summary)
     return figures | {name: outcome.summary[name] for name in FIGURES} | place
 
 

@@ -119,10 +119,11 @@ def _same_requests(one: Trace, other: Trace) -> bool:
 
 
 def _require_fit(configs: Sequence[SimulationConfig]) -> None:
+    from leankv.simulator.mixed import deploy_mixed
     from leankv.simulator.run import deploy
 
     for config in configs:
-        deploy(config)
+        deploy_mixed(config) if config.policies else deploy(config)
 
 
 def _result(configs: Mapping[int, SimulationConfig], traces: Mapping[int, Trace]) -> Result:
@@ -136,7 +137,7 @@ def _result(configs: Mapping[int, SimulationConfig], traces: Mapping[int, Trace]
 def _simulated(config: SimulationConfig, trace: Trace) -> Run:
     from leankv.simulator.run import simulate
 
-    with progress_bar(f"{config.policy.name}: {len(trace):,} requests") as report:
+    with progress_bar(f"{config.policy_name}: {len(trace):,} requests") as report:
         return simulate(config, trace, report)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from leankv.backend import cache_measure, cache_prompt, cache_residual, cache_step
 from leankv.backend.cache_measure import Measured
-from leankv.backend.cache_plan import CacheShape, most_pages_a_row, page_bytes_of, pages_in, policy_layouts
+from leankv.backend.cache_plan import CacheShape
 from leankv.backend.cache_slots import Request, SlotState
 from leankv.kernels import pages as pg
 from leankv.kernels.attention import DecodeWorkspace, decode_attention
@@ -24,6 +24,7 @@ from leankv.kernels.paths import Path, path_for
 from leankv.kernels.selectors import decode_rule
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.policies.base import Policy
+from leankv.serving.pool_plan import most_pages_a_row, page_bytes_of, pages_in, policy_layouts
 
 
 class KVCache:

@@ -19,7 +19,6 @@ from leankv.kernels.layout import locate
 from leankv.kernels.prefill_compress import store_in_tiers
 from leankv.kernels.selectors import (
     place_prompt,
-    residual_low,
     ring_place,
     score_prompt,
     select_prompt,
@@ -29,6 +28,7 @@ from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.pages import PageLayout
 from leankv.serving.policies.budgets import Residual, SinkRecent
+from leankv.serving.policies.held_tokens import residual_low
 
 if TYPE_CHECKING:
     from leankv.backend.cache import KVCache

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from leankv.backend.cache_plan import PolicyLayout
-from leankv.kernels.selectors import capacity, recent_tokens
+from leankv.kernels.selectors import recent_tokens
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import MassTiers, Thresholds
+from leankv.serving.policies.held_tokens import capacity
+from leankv.serving.pool_plan import PolicyLayout
 
 
 @dataclass

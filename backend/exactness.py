@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from leankv.backend.cache_plan import CacheShape, page_bytes_of
+from leankv.backend.cache_plan import CacheShape
 from leankv.backend.engine import Engine
 from leankv.backend.exact import fp32
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.weights import Loaded
+from leankv.serving.pool_plan import page_bytes_of
 from leankv.serving.scheduler import SchedulerLimits
 
 PAGE_TOKENS = 16

@@ -12,12 +12,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from leankv.backend.cache_plan import page_bytes_of, policy_layouts
 from leankv.backend.capture import Captured
 from leankv.kernels.classify import ranks
 from leankv.kernels.pages import pages_held
 from leankv.kernels.selectors import score_prompt, scored_queries, select_prompt
 from leankv.serving.policies.base import Policy
+from leankv.serving.pool_plan import page_bytes_of, policy_layouts
 from leankv.serving.retention import Retention
 
 CONTEXTS = (256, 512, 1024, 2000, 4000, 8000)

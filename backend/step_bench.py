@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from leankv.backend.cache_plan import CacheShape, page_bytes_of
+from leankv.backend.cache_plan import CacheShape
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.weights import Loaded
 from leankv.serving.formats import FP16
 from leankv.serving.policies.base import Policy
+from leankv.serving.pool_plan import page_bytes_of
 from leankv.serving.scheduler import SchedulerLimits
 
 SLACK = 1.5

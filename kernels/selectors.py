@@ -26,6 +26,7 @@ from leankv.kernels.paths import Path
 from leankv.kernels.significance import prefill_scores, queries_seen
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import HeavyRecent, KeepAll, MassTiers, Residual, SinkRecent, Thresholds, TopK
+from leankv.serving.policies.held_tokens import capacity, residual_low
 
 ALL_QUERIES = 1 << 30
 """Score window of a policy that scores every query."""
@@ -85,11 +86,6 @@ def ring_place(budget: SinkRecent, positions: Tensor) -> Tensor:
     return torch.where(positions < budget.sink, positions, budget.sink + (positions - budget.sink) % budget.recent)
 
 
-def residual_low(budget: Residual, tokens: int) -> int:
-    """How many of `tokens` tokens have left the window in full precision: whole blocks, the oldest first."""
-    return max(0, ceil((tokens - budget.recent) / budget.block)) * budget.block
-
-
 def decode_rule(policy: Policy) -> DecodeRule:
     """Who gives way in a decode step under this policy. Raises TypeError for a policy that does not run live."""
     window = policy.score.window
@@ -103,16 +99,6 @@ def decode_rule(policy: Policy) -> DecodeRule:
         case KeepAll() | Residual() | TopK() | MassTiers():
             return DecodeRule("append", score_window=window)
     raise TypeError(f"{policy.name} has no live selector")
-
-
-def capacity(policy: Policy, prompt: int) -> int:
-    """Tokens that a head may hold after a prompt of `prompt` tokens, for the rules that hold their size; else 0."""
-    match policy.budget:
-        case SinkRecent(sink=sink, recent=recent):
-            return sink + recent
-        case HeavyRecent(heavy=heavy, recent=recent):
-            return max(1, ceil(min(1.0, heavy + recent) * prompt))
-    return 0
 
 
 def recent_tokens(policy: Policy, prompt: int) -> int:

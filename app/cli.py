@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _dispatch(arguments)
+        status = dispatch(arguments)
         sys.stdout.flush()
         return status
     except InputError as error:
@@ -63,7 +63,8 @@ def benchmarks() -> dict[str, str]:
     return {_spoken(path.stem[len(BENCH) :]): _first_line(path) for path in _modules() if path.stem.startswith(BENCH)}
 
 
-def _dispatch(arguments: list[str]) -> int:
+def dispatch(arguments: list[str]) -> int:
+    """Run one command line and return its status; raises what the command raises (InputError, KeyboardInterrupt)."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{ABOUT}\n\n{_listed('commands', commands())}\n\n{TEACHING}")
         return 0 if arguments else BAD_INPUT

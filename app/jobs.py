@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,17 +22,19 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leankv.app.home import home
+from leankv.serving.errors import InputError
 
 BEAT_S = 1.0
 STALE_S = 20.0  # many missed beats: a busy machine may delay a few
-GRACE_S = 3.0  # between asking a process to stop and killing it
+GRACE_S = 5.0  # between asking a process to stop and killing it
 POLL_S = 0.05
+LOG_COLUMNS = 110
 
 Progress = Callable[[float, str], None]
 Task = Callable[[Mapping[str, Any], Path, Progress], None]
@@ -55,8 +58,8 @@ CREATE INDEX IF NOT EXISTS jobs_by_key ON jobs (key, created_s);
 """
 
 
-class Cancelled(BaseException):
-    """Raised inside a task when the job is asked to stop."""
+class Cancelled(KeyboardInterrupt):
+    """Raised inside a task when the job is asked to stop: what a command does at Ctrl-C, it does here."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,27 @@ class Jobs:
                 row,
             )
         self.folder(identity).mkdir(parents=True)
+        return self._started(identity)
+
+    def resume(self, identity: str) -> Job:
+        """Start a job that has ended once more, in its folder, where what it finished lies; one at work stays."""
+        if not self.get(identity).active:
+            fresh = {"state": "queued", "progress": 0.0, "message": "", "error": "", "pid": None, "finished_s": None}
+            self._write(identity, "1", **fresh, created_s=time.time(), heartbeat_s=time.time())
+            self._started(identity)
+        return self.get(identity)
+
+    def _started(self, identity: str) -> Job:
         pid = self.start([sys.executable, "-P", "-m", "leankv.app.jobs", identity], self.folder(identity))
         self._write(identity, "state IN ('queued', 'running')", pid=pid)
         return self.get(identity)
 
     def start(self, command: list[str], folder: Path) -> int:
         """Start a job's process, its output in the folder's `log.txt`; returns its pid."""
-        with open(folder / "log.txt", "wb") as log:
+        with open(folder / "log.txt", "ab") as log:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, "LEANKV_HOME": str(self.root)},
+                env={**os.environ, "LEANKV_HOME": str(self.root), "PYTHONUNBUFFERED": "1", "COLUMNS": str(LOG_COLUMNS)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -152,6 +166,24 @@ class Jobs:
                 "SELECT * FROM jobs WHERE key = ? ORDER BY created_s DESC LIMIT 1", (key_of(kind, params),)
             ).fetchone()
         return self._job(row) if row else None
+
+    def history(self, kinds: Collection[str], limit: int = 200) -> list[Job]:
+        """The newest jobs of these kinds, newest first."""
+        marks = ", ".join("?" for _ in kinds)
+        with self._connected() as database:
+            rows = database.execute(
+                f"SELECT * FROM jobs WHERE kind IN ({marks}) ORDER BY created_s DESC, rowid DESC LIMIT ?",
+                (*kinds, limit),
+            ).fetchall()
+        return [self._job(row) for row in rows]
+
+    def remove(self, identity: str) -> None:
+        """Forget a job that has ended, with its folder; one at work stays."""
+        if self.get(identity).active:
+            return
+        shutil.rmtree(self.folder(identity), ignore_errors=True)
+        with self._connected() as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (identity,))
 
     def cancel(self, identity: str) -> Job:
         """Stop the job: ask its process, wait a moment, then kill it. A finished job stays as it is."""
@@ -181,6 +213,9 @@ class Jobs:
             self._finish(identity, "done", progress=1.0)
         except Cancelled:
             self._finish(identity, "cancelled")
+        except InputError as error:
+            print(error, file=sys.stderr)
+            self._finish(identity, "failed", error=str(error))
         except Exception as error:
             traceback.print_exc()
             self._finish(identity, "failed", error=str(error) or type(error).__name__)
@@ -261,10 +296,10 @@ def _stop(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run the job named on the command line."""
-    from leankv.app.tasks import TASKS
+    from leankv.app.tasks import tasks
 
     signal.signal(signal.SIGTERM, _stop)
-    Jobs().run(sys.argv[1], TASKS)
+    Jobs().run(sys.argv[1], tasks())
 
 
 if __name__ == "__main__":

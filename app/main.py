@@ -1,8 +1,12 @@
-"""The app's entry: `streamlit run app/main.py`. One page a question; the page and all its choices are in the URL."""
+"""The app's entry: `streamlit run app/main.py`. One page a question; the page and all its choices are in the URL.
+
+The pages' modules lie in `screens/`: beside the entry a folder `pages/` is Streamlit's own kind of pages, and a link to
+one of them, opened first on a fresh server, would show nothing.
+"""
 
 import streamlit as st
 
-from leankv.app.pages import compare, run, traces
+from leankv.app.navigation import pages
 from leankv.app.views import STYLE
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
@@ -12,11 +16,5 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 
 st.set_page_config(page_title="LeanKV Explorer", page_icon=ICON, layout="wide")
 
-PAGES = [
-    st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare", default=True),
-    st.Page(run.page, title="Run", icon=":material/timeline:", url_path="run"),
-    st.Page(traces.page, title="Traces", icon=":material/show_chart:", url_path="traces"),
-]
-
 st.html(STYLE)
-st.navigation(PAGES).run()
+st.navigation(pages()).run()

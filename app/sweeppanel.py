@@ -11,13 +11,12 @@ from leankv.app import narrative
 from leankv.app.figures.goodput import goodput_by_rate
 from leankv.app.jobs import Job, Jobs
 from leankv.app.scenario import Scenario
-from leankv.app.tasks import read_sweep
+from leankv.app.tasks import SWEEP, read_sweep
 from leankv.app.views import is_dark, show
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KIND = "rate-sweep"
 AT_ONCE = 5000  # requests: a longer trace is swept when asked, not by itself
 POLL_S = 1.0
 ENDINGS = {
@@ -34,13 +33,13 @@ def sweep_job(scenario: Scenario, requests: int) -> Job | None:
     """
     board = Jobs()
     params = replace(scenario, rate_scale=1.0).to_params()
-    job = board.latest(KIND, params)
+    job = board.latest(SWEEP, params)
     watched = st.session_state.get("sweep")
     if watched and (job is None or watched != job.id):
         board.cancel(watched)
         st.session_state["sweep"] = None
     if job is None and requests <= AT_ONCE:
-        job = board.submit(KIND, params)
+        job = board.submit(SWEEP, params)
     if job is not None and job.active:
         st.session_state["sweep"] = job.id
     return job
@@ -78,7 +77,7 @@ def _status(scenario: Scenario, job: Job | None) -> None:
         label = "Sweep the rate" if job is None else "Sweep again"
         told = "Simulates every policy at rates around its knee, in the background."
         if st.button(label, icon=":material/play_arrow:", help=told):
-            Jobs().submit(KIND, replace(scenario, rate_scale=1.0).to_params())
+            Jobs().submit(SWEEP, replace(scenario, rate_scale=1.0).to_params())
             # not this fragment alone: the page has to learn of the new job
             st.rerun()
     elif job.active:

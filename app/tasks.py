@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leankv.app.jobs import Progress, Task
+from leankv.app.cli import INTERRUPTED
+from leankv.app.jobkinds import RESULTS, Kind, kinds
+from leankv.app.jobs import Cancelled, Progress, Task
 from leankv.app.rates import Outcome, next_scale
 from leankv.app.scenario import Scenario, traffic
+from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SWEEP = "rate-sweep"
 SWEEP_FILE = "rates.parquet"
+FOLLOW_EVERY_S = 0.5
 EXPECTED_RATES = 12  # most sweeps need about so many; progress is told against it
 
 
@@ -66,4 +76,46 @@ def _write(rows: list[dict[str, Any]], folder: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-TASKS: Mapping[str, Task] = {"rate-sweep": rate_sweep}
+def run_command(kind: Kind, params: Mapping[str, Any], folder: Path, progress: Progress) -> None:
+    """Run the kind's `leankv` command in this process; its progress is told on, its results lie in `results`.
+
+    Raises InputError as the command does, Cancelled where it says that it was stopped.
+    """
+    from leankv.app.cli import dispatch
+    from leankv.app.commands._progress import PROGRESS_FILE
+
+    told = folder / "progress.json"
+    # in the environment, so that what the command starts in turn is followed, too
+    os.environ[PROGRESS_FILE] = str(told)
+    print(f"$ {kind.line(params, folder / RESULTS)}", flush=True)
+    with _followed(told, progress):
+        status = dispatch(kind.argv(params, folder / RESULTS))
+    if status == INTERRUPTED:
+        raise Cancelled
+    if status:
+        raise InputError(f"leankv {kind.command} ended with status {status}: see the log")
+
+
+@contextmanager
+def _followed(told: Path, progress: Progress) -> Iterator[None]:
+    """Pass on what the command writes about its progress, as long as it is at work."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_EVERY_S):
+            if told.exists():
+                found = json.loads(told.read_text(encoding="utf-8"))
+                progress(min(0.99, found["share"]), found["label"])
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def tasks() -> dict[str, Task]:
+    """Every kind of job, by name."""
+    return {SWEEP: rate_sweep, **{name: partial(run_command, kind) for name, kind in kinds().items()}}

@@ -92,7 +92,7 @@ def test_what_a_command_raises_becomes_one_line_and_a_status(
     def fail(arguments: list[str]) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "_dispatch", fail)
+    monkeypatch.setattr(cli, "dispatch", fail)
     assert cli.main([]) == status
     assert capsys.readouterr() == ("", f"leankv: {said}\n")
 

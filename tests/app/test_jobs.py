@@ -166,3 +166,41 @@ def test_many_writers_lose_nothing(leankv_home: Path) -> None:
 def test_unknown_job(leankv_home: Path) -> None:
     with pytest.raises(KeyError):
         Jobs(leankv_home).get("nothing")
+
+
+def test_history_is_newest_first_and_of_the_kinds_asked(leankv_home: Path) -> None:
+    board = Jobs(leankv_home)
+    first, second = queued(board, {"n": 1}), queued(board, {"n": 2})
+    assert [job.id for job in board.history(["test"])] == [second, first]
+    assert [job.id for job in board.history(["test"], limit=1)] == [second]
+    assert board.history(["other"]) == []
+
+
+def test_a_job_that_ended_goes_on_in_its_folder(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Jobs(leankv_home)
+    identity = queued(board, {})
+    monkeypatch.setattr(Jobs, "start", lambda self, command, folder: os.getpid())
+
+    def work(params: Mapping[str, Any], folder: Path, report: Progress) -> None:
+        if not (folder / "half").exists():
+            (folder / "half").write_text("done")
+            raise ValueError("stopped half way")
+
+    board.run(identity, {"test": work})
+    assert board.get(identity).state == "failed"
+    again = board.resume(identity)
+    assert (again.state, again.error, again.finished_s) == ("queued", "", None)
+    board.run(identity, {"test": work})
+    assert board.get(identity).state == "done"
+
+
+def test_a_job_at_work_is_neither_started_twice_nor_removed(leankv_home: Path) -> None:
+    board = Jobs(leankv_home)
+    identity = queued(board, {})
+    before = board.get(identity)
+    assert board.resume(identity) == before
+    board.remove(identity)
+    assert board.get(identity) == before
+    board.run(identity, {"test": lambda params, folder, report: None})
+    board.remove(identity)
+    assert board.history(["test"]) == [] and not before.folder.exists()

@@ -23,7 +23,7 @@ def calm(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(page: str, **query: object) -> AppTest:
     """The page as a link with these parameters opens it, on a short trace."""
-    script = f"from leankv.app.pages import {page}; {page}.page()"
+    script = f"from leankv.app.screens import {page}; {page}.page()"
     app = AppTest.from_string(script, default_timeout=60)
     for name, value in {"limit": SMALL, **query}.items():
         app.query_params[name] = [str(item) for item in value] if isinstance(value, list) else str(value)

@@ -1,0 +1,148 @@
+"""The kinds of live work that the app starts: each a `leankv` command, its settings as fields, its command line.
+
+A kind adds nothing to its command: what it shows is what a terminal would run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+FieldKind = Literal["choice", "text", "number", "count", "policies", "trace", "profile", "switch", "several"]
+RESULTS = "results"
+LIVE_EXTRA = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting: its flag, how the page asks for it, and what it is where nobody says otherwise.
+
+    `options` are the values of a choice, or those that a text suggests. An empty value leaves the flag away.
+    """
+
+    flag: str
+    label: str
+    kind: FieldKind
+    default: Any = None
+    help: str = ""
+    options: tuple[str, ...] = ()
+    least: float = 0
+
+    @property
+    def name(self) -> str:
+        return self.flag.strip("-").replace("-", "_")
+
+    def words(self, value: Any) -> list[str]:
+        """The setting as words of a command line."""
+        if value is None or value == "" or value == ():
+            return []
+        if self.kind == "switch":
+            return [self.flag] if value else []
+        if self.kind == "policies":
+            return [word for policy in value for word in (self.flag, str(policy))]
+        if self.kind == "several":
+            return [self.flag, *map(str, value)]
+        return [self.flag, f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One command. `about` says what it is for and how long it takes; `verb` names it in a sentence."""
+
+    name: str
+    title: str
+    icon: str
+    about: str
+    fields: tuple[Field, ...]
+
+    @property
+    def command(self) -> str:
+        return self.name
+
+    def argv(self, params: Mapping[str, Any], output_dir: Path) -> list[str]:
+        """The words after `leankv`."""
+        words = [word for field in self.fields for word in field.words(params.get(field.name, field.default))]
+        return [self.command, *words, "--output-dir", str(output_dir)]
+
+    def line(self, params: Mapping[str, Any], output_dir: Path) -> str:
+        """The command as a terminal takes it."""
+        return shlex.join(["leankv", *self.argv(params, output_dir)])
+
+    def summary(self, params: Mapping[str, Any]) -> str:
+        """The settings that are not as they come, in one line."""
+        changed = []
+        for field in self.fields:
+            value = params.get(field.name, field.default)
+            if value in (None, "", (), [], False) or (_plain(value) == _plain(field.default) and field.name != "model"):
+                continue
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            changed.append(field.label if value is True else f"{field.label.lower()} {shown}")
+        return " · ".join(changed)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def live_missing() -> str | None:
+    """One line on what live work needs and this environment lacks; None where nothing is missing."""
+    lacking = [name for name in LIVE_EXTRA if find_spec(name) is None]
+    if not lacking:
+        return None
+    return f"Live work needs {' and '.join(lacking)}, not installed here: `pip install 'leankv[live]'`"
+
+
+MODEL = Field(
+    "--model",
+    "Model",
+    "text",
+    "smollm2-135m",
+    "smollm2-135m, a folder with config.json, a .gguf file, or a Hugging Face name.",
+    ("smollm2-135m",),
+)
+BACKEND = Field(
+    "--backend",
+    "Runs on",
+    "choice",
+    "auto",
+    "auto: a GPU if there is one.",
+    ("auto", "cpu", "cuda"),
+)
+TRACE = Field("--trace", "Trace", "trace", "azure-conv-2023-like", "Which requests arrive when, how long.")
+RATE = Field("--rate-scale", "Rate scale", "number", 1.0, "Arrivals this many times as fast.", least=0.01)
+KV = Field("--kv-memory-gib", "KV memory (GiB)", "number", None, "Less of it brings memory pressure to any machine.")
+PROMPT = Field("--max-prompt", "Prompt tokens at most", "count", 256, "Longer prompts are cut.", least=1)
+OUTPUT = Field("--max-output", "Output tokens at most", "count", 32, "Longer answers are cut.", least=1)
+
+
+def limit(requests: int) -> Field:
+    return Field("--limit", "Requests", "count", requests, "Only the first so many requests of the trace.", least=1)
+
+
+def policies(*default: str) -> Field:
+    help = "Only policies that run live are offered; knobs follow a colon: kivi:bits=2."
+    return Field("--policy", "Policies", "policies", default, help)
+
+
+_KINDS = (
+    Kind(
+        "run",
+        "Live run",
+        ":material/play_circle:",
+        "Serves a trace in real time on a real model, under each policy in turn: a run folder a policy, of the same "
+        "kind that the simulator writes.",
+        (MODEL, policies("fp16", "leankv"), TRACE, limit(40), RATE, PROMPT, OUTPUT, KV, BACKEND),
+    ),
+)
+
+
+def kinds() -> dict[str, Kind]:
+    """The kinds whose command this version has, by name."""
+    from leankv.app.cli import commands
+
+    present = commands()
+    return {kind.name: kind for kind in _KINDS if kind.command in present}

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
-from leankv.serving.policies.work import NO_WORK, Work
 from leankv.simulator.clock import ticks
 from leankv.simulator.step_time.base import StepTimeModel
 
@@ -36,13 +34,9 @@ class StepCosts:
     and the sum of `prefill` over the chunks.
     """
 
-    def __init__(
-        self, model: StepTimeModel, spec: ModelSpec, policy: Policy, tp: int, max_tokens: int, max_seqs: int
-    ) -> None:
+    def __init__(self, model: StepTimeModel, policy: Policy, max_tokens: int, max_seqs: int) -> None:
         self._model = model
-        self._spec = spec
         self._policy = policy
-        self._tp = tp
         one_token = ticks(model.tokens_s(1, 0))
         self.tokens = [one_token] + [ticks(model.tokens_s(count, 0)) for count in range(1, max_tokens + 1)]
         self.logits = [ticks(model.tokens_s(1, count)) - one_token for count in range(max_seqs + 1)]
@@ -50,7 +44,7 @@ class StepCosts:
         self._whole_prompts: dict[int, int] = {}
         self._from_start = GridTable(32, lambda tokens: self._chunk_ticks(tokens, 0))
         self._prompt_work = GridTable(256, self._prompt_ticks)
-        self._chunks_cost_work = policy.chunk_work(1, 0, spec, tp) != NO_WORK
+        self._chunks_cost_work = model.chunk_work_s(policy, 1, 0) > 0
 
     def tokens_and_logits(self, tokens: int, sequences: int) -> int:
         if tokens < len(self.tokens):
@@ -89,19 +83,16 @@ class StepCosts:
     def _chunk_ticks(self, chunk: int, context: int) -> int:
         seconds = self._model.prefill_attention_s(chunk, context)
         if self._chunks_cost_work:
-            seconds += self._model.work_s(self._policy.chunk_work(chunk, context, self._spec, self._tp))
+            seconds += self._model.chunk_work_s(self._policy, chunk, context)
         return ticks(seconds)
 
     def _prompt_ticks(self, tokens: int) -> int:
-        return ticks(self._seconds(self._policy.prompt_work(tokens, self._spec, self._tp)))
-
-    def _seconds(self, work: Work) -> float:
-        return 0.0 if work == NO_WORK else self._model.work_s(work)
+        return ticks(self._model.prompt_work_s(self._policy, tokens))
 
     def _build_lines(self, sequences: int) -> tuple[DecodeLine, ...]:
         knots = self._model.decode_attention_s(sequences)
         linear = self.tokens_and_logits(sequences, sequences)
-        fixed = linear + self._decode_work(sequences)
+        fixed = linear + ticks(self._model.decode_work_s(self._policy, sequences))
         lines = []
         for (read, seconds), (next_read, next_seconds) in pairwise(knots):
             slope, start = ticks((next_seconds - seconds) / (next_read - read)), round(read)
@@ -110,15 +101,12 @@ class StepCosts:
         self._lines[sequences] = tuple(lines)
         return self._lines[sequences]
 
-    def _decode_work(self, sequences: int) -> int:
-        """The policy's work on each new token, beyond attention's own reads."""
-        one = self._policy.decode_work(self._spec, self._tp)
-        batch = Work(one.bytes * sequences, one.flops * sequences, one.launches)
-        return ticks(self._seconds(NO_WORK if one == NO_WORK else batch))
-
 
 class GridTable:
-    """An integer function of a token count, evaluated at multiples of `width` and linear between; 0 at 0."""
+    """An integer function of a token count: linear between multiples of `width`, exact below the first; 0 at 0.
+
+    Exact there because what a function costs for its first token, as launches do, is no matter of proportion.
+    """
 
     def __init__(self, width: int, exact: Callable[[int], int]) -> None:
         self._width = width
@@ -127,11 +115,13 @@ class GridTable:
 
     def at(self, tokens: int) -> int:
         low, rest = divmod(tokens, self._width)
-        at_low = self._knot(low)
-        return at_low + (self._knot(low + 1) - at_low) * rest // self._width
+        if not low or not rest:
+            return self._exactly(tokens)
+        at_low = self._exactly(low * self._width)
+        return at_low + (self._exactly((low + 1) * self._width) - at_low) * rest // self._width
 
-    def _knot(self, index: int) -> int:
-        found = self._known.get(index)
+    def _exactly(self, tokens: int) -> int:
+        found = self._known.get(tokens)
         if found is None:
-            found = self._known[index] = self._exact(index * self._width)
+            found = self._known[tokens] = self._exact(tokens)
         return found

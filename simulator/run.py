@@ -78,16 +78,10 @@ def deploy(config: SimulationConfig) -> Deployment:
     memory = MemoryModel(config.policy, config.model, config.tp, chunked_prefill=config.chunked_prefill)
     kv_bytes = config.kv_bytes()
     step_time = step_time_named(config.step_time, config.model, config.device, config.tp, _overhead(config))
-    costs = StepCosts(
-        step_time, config.model, config.policy, config.tp, config.max_num_batched_tokens, config.max_num_seqs
-    )
-    multipliers = tuple(
-        1.0 + (step_time.effective_bytes(tier.format) - 1.0) * memory.cached_share(index)
-        for index, tier in enumerate(config.policy.tiers)
-    )
+    costs = StepCosts(step_time, config.policy, config.max_num_batched_tokens, config.max_num_seqs)
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
     capacity = memory.capacity(kv_bytes, config.max_num_seqs)
-    return Deployment(config, memory, step_time, costs, ReadCurves(memory, multipliers), kv_bytes, capacity, limits)
+    return Deployment(config, memory, step_time, costs, ReadCurves(memory, step_time.read_factors(memory)), kv_bytes, capacity, limits)
 
 
 def _overhead(config: SimulationConfig) -> Overhead:

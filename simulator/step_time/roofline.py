@@ -20,7 +20,7 @@ from leankv.serving.devices import DeviceSpec
 from leankv.serving.formats import KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.simulator.step_time import dequantization
-from leankv.simulator.step_time.base import Work, padded_tokens
+from leankv.simulator.step_time.base import CountedWork, Work, padded_tokens
 from leankv.simulator.step_time.dequantization import KernelFamily
 from leankv.simulator.step_time.layers import BF16_BYTES, Experts, Matmul, RankShapes, rank_shapes
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
@@ -35,7 +35,7 @@ LINK_RATE = 0.7
 
 
 @dataclass(frozen=True)
-class Roofline:
+class Roofline(CountedWork):
     """A `StepTimeModel` from specifications. Build it with `roofline`."""
 
     model: ModelSpec

@@ -18,7 +18,7 @@ from leankv.serving.errors import InputError
 from leankv.serving.formats import FP8, KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.simulator.step_time import dequantization
-from leankv.simulator.step_time.base import Work, padded_tokens
+from leankv.simulator.step_time.base import CountedWork, Work, padded_tokens
 from leankv.simulator.step_time.dequantization import KernelFamily
 from leankv.simulator.step_time.layers import BF16_BYTES, Experts, Matmul, RankShapes, rank_shapes
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
@@ -57,7 +57,7 @@ class DecodeTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Silicon:
+class Silicon(CountedWork):
     """A `StepTimeModel` from measured tables. Build it with `silicon`, which reads only the rows it needs."""
 
     model: ModelSpec

@@ -18,12 +18,13 @@ class StepFit:
     after `context` earlier ones, lasts
 
         linear(n + sum of c) + row_s * (sequences that get a token)
-        + decode_s + decode_sequence_s * n + sum of read_s_per_byte[i] * b[i]                            if n > 0
+        + decode_s + decode_sequence_s * n + sum of read_s_per_byte[i] * b[i]                                if n > 0
         + sum over chunks: chunk_s + chunk_token_s * c + context_token_s * context + pair_s * pairs
         + sum over prompts completed: prompt_s + prompt_token_s * prompt
 
     where pairs = c * context + c (c + 1) / 2 are the attended positions. `linear` is linear between `linear_tokens`
     (the first 1) with the values `linear_s`, and the last slope goes on: the linear layers, and what every step costs.
+    `read_s_per_byte` has two tiers, the most that a live policy has.
 
     Raises:
         InputError: a negative or falling term.
@@ -34,7 +35,7 @@ class StepFit:
     row_s: float
     decode_s: float
     decode_sequence_s: float
-    read_s_per_byte: tuple[float, ...]
+    read_s_per_byte: tuple[float, float]
     chunk_s: float
     chunk_token_s: float
     context_token_s: float
@@ -63,7 +64,7 @@ class StepFit:
         """Seconds that decoding adds; read_bytes: by tier, of all sequences."""
         if not sequences:
             return 0.0
-        reads = sum(each * count for each, count in zip(self.read_s_per_byte, read_bytes, strict=True))
+        reads = sum(each * count for each, count in zip(self.read_s_per_byte, read_bytes, strict=False))
         return self.decode_s + self.decode_sequence_s * sequences + reads
 
     def chunk(self, tokens: int, context: int) -> float:

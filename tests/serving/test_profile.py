@@ -44,7 +44,7 @@ def profile_of(*policies: str) -> Profile:
         policy = policy_named(name)
         measured[name] = PolicyProfile(
             specification=repr(policy),
-            fit=replace(FIT, read_s_per_byte=FIT.read_s_per_byte[: len(policy.tiers)]),
+            fit=FIT,
             held_out={"decode": HeldOut(12, 0.02, 0.05, -0.001)},
             retention=policy.retention,
             heads=HeadRetention((64,), ((((32.0, 8.0), (30.5, 9.0)),),), 3),

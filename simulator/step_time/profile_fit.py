@@ -1,0 +1,176 @@
+"""Fits `StepFit` to measured steps: physical terms, none negative, relative errors, all policies of a device together.
+
+Linear layers, logits and plain attention of prompts are the same work whatever the policy, so their terms are shared:
+each policy's steps help to tell what is common from what is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from leankv.serving.errors import InputError
+from leankv.serving.profile import HeldOut
+from leankv.serving.step_fit import StepFit
+from leankv.serving.step_samples import StepSample
+from leankv.simulator.step_time.least_squares import Floats, non_negative_least_squares
+
+KNOTS = tuple(1 << power for power in range(15))
+FOLDS = 5
+STEADY = 1e-4
+"""Weight of the wish for small coefficients (in columns of length 1): decides only what no measurement tells apart."""
+
+READ_BYTES = ("read_bytes_tier0", "read_bytes_tier1")
+OWN_TERMS = (
+    "decode_s",
+    "decode_sequence_s",
+    "read_0",
+    "read_1",
+    "chunk_s",
+    "chunk_token_s",
+    "context_token_s",
+    "pair_s",
+    "prompt_s",
+    "prompt_token_s",
+)
+SHARED_TERMS = ("row_s", "pair_s")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The repetitions of one step: mean of what they computed, median of how long they took."""
+
+    policy: str
+    regime: str
+    seconds: float
+    sample: StepSample
+
+
+def points(samples: Iterable[StepSample]) -> list[Point]:
+    """Undisturbed samples by point; a point whose samples were all disturbed is left out."""
+
+    def key(sample: StepSample) -> tuple[str, int]:
+        return sample.policy, sample.point
+
+    kept = sorted((sample for sample in samples if sample.kept), key=key)
+    return [_point(list(group)) for _, group in groupby(kept, key)]
+
+
+def fit_steps(measured: Sequence[Point]) -> dict[str, StepFit]:
+    """The fit of each policy among the points.
+
+    Raises InputError where there are no points of more than one token, or none without a prompt.
+    """
+    knots = _knots(measured)
+    names = list(dict.fromkeys(point.policy for point in measured))
+    seconds = np.array([point.seconds for point in measured])
+    rows = np.array([_row(point, knots, names) for point in measured]) / seconds[:, None]
+    lengths = np.linalg.norm(rows, axis=0)
+    steady = np.diag(STEADY * lengths)
+    target = np.concatenate([np.ones(len(rows)), np.zeros(len(lengths))])
+    solution = non_negative_least_squares(np.concatenate([rows, steady]), target)
+    return {name: _fit_of(solution, knots, index) for index, name in enumerate(names)}
+
+
+def predicted_s(fit: StepFit, sample: StepSample) -> float:
+    """Seconds of a measured step by a fit."""
+    read = sample.read_bytes_tier0, sample.read_bytes_tier1
+    chunks = (
+        fit.chunk_s * sample.chunks
+        + fit.chunk_token_s * sample.chunk_tokens
+        + fit.context_token_s * sample.context_tokens
+        + fit.pair_s * sample.pairs
+    )
+    ends = fit.prompt_s * sample.completed + fit.prompt_token_s * sample.completed_tokens
+    return fit.linear(sample.tokens) + fit.row_s * sample.rows + fit.decode(sample.decoding, read) + chunks + ends
+
+
+def held_out(measured: Sequence[Point]) -> dict[str, dict[str, HeldOut]]:
+    """Errors by policy and regime on points that the fit has not seen: each fifth of them by a fit to the others."""
+    errors: dict[tuple[str, str], list[float]] = {}
+    for fold in range(FOLDS):
+        seen = [point for index, point in enumerate(measured) if index % FOLDS != fold]
+        fits = fit_steps(seen)
+        for point in measured[fold::FOLDS]:
+            if point.policy in fits:
+                error = predicted_s(fits[point.policy], point.sample) / point.seconds - 1.0
+                errors.setdefault((point.policy, point.regime), []).append(error)
+    found: dict[str, dict[str, HeldOut]] = {}
+    for (policy, regime), each in sorted(errors.items()):
+        found.setdefault(policy, {})[regime] = _held_out(each)
+    return found
+
+
+def _held_out(errors: Sequence[float]) -> HeldOut:
+    sizes = np.abs(errors)
+    return HeldOut(len(errors), float(np.median(sizes)), float(np.quantile(sizes, 0.9)), float(np.mean(errors)))
+
+
+def _point(samples: Sequence[StepSample]) -> Point:
+    first = samples[0]
+    high, low = (float(np.mean([getattr(each, name) for each in samples])) for name in READ_BYTES)
+    seconds = float(np.median([each.seconds for each in samples]))
+    sample = replace(first, read_bytes_tier0=high, read_bytes_tier1=low)
+    return Point(first.policy, first.regime, seconds, sample)
+
+
+def _knots(measured: Sequence[Point]) -> tuple[int, ...]:
+    """Powers of two that have a measured size between them and the one before, and the largest size."""
+    sizes = sorted({point.sample.tokens for point in measured})
+    if len(sizes) < 2:
+        raise InputError("a fit of step times needs steps of several sizes; calibrate again")
+    knots = [1]
+    for knot in (*(power for power in KNOTS if power < sizes[-1]), sizes[-1]):
+        if any(knots[-1] < size <= knot for size in sizes):
+            knots.append(knot)
+    return tuple(knots)
+
+
+def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
+    """One line of the matrix: 1, the tokens in each stretch between knots, shared terms, then each policy's own."""
+    sample = point.sample
+    stretches = [
+        min(max(sample.tokens - low, 0), high - low) for low, high in zip(knots, (*knots[1:-1], np.inf), strict=False)
+    ]
+    own = {
+        "decode_s": sample.decoding > 0,
+        "decode_sequence_s": sample.decoding,
+        "read_0": sample.read_bytes_tier0,
+        "read_1": sample.read_bytes_tier1,
+        "chunk_s": sample.chunks,
+        "chunk_token_s": sample.chunk_tokens,
+        "context_token_s": sample.context_tokens,
+        "pair_s": sample.pairs,
+        "prompt_s": sample.completed,
+        "prompt_token_s": sample.completed_tokens,
+    }
+    row = np.zeros(1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * len(names))
+    row[: 1 + len(stretches) + len(SHARED_TERMS)] = [1.0, *stretches, sample.rows, sample.pairs]
+    start = 1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * names.index(point.policy)
+    row[start : start + len(OWN_TERMS)] = [float(own[name]) for name in OWN_TERMS]
+    return row
+
+
+def _fit_of(solution: Floats, knots: tuple[int, ...], index: int) -> StepFit:
+    slopes = solution[1 : len(knots)]
+    values = solution[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(knots))])
+    shared = dict(zip(SHARED_TERMS, solution[len(knots) :].tolist(), strict=False))
+    start = len(knots) + len(SHARED_TERMS) + len(OWN_TERMS) * index
+    own = dict(zip(OWN_TERMS, solution[start : start + len(OWN_TERMS)].tolist(), strict=True))
+    return StepFit(
+        linear_tokens=knots,
+        linear_s=tuple(values.tolist()),
+        row_s=shared["row_s"],
+        decode_s=own["decode_s"],
+        decode_sequence_s=own["decode_sequence_s"],
+        read_s_per_byte=(own["read_0"], own["read_1"]),
+        chunk_s=own["chunk_s"],
+        chunk_token_s=own["chunk_token_s"],
+        context_token_s=own["context_token_s"],
+        pair_s=shared["pair_s"] + own["pair_s"],
+        prompt_s=own["prompt_s"],
+        prompt_token_s=own["prompt_token_s"],
+    )

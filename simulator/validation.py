@@ -58,6 +58,10 @@ class Validation:
     machine: Rows
     summary: Mapping[str, Any]
 
+    def as_json(self) -> dict[str, Any]:
+        """Every field; the rows of the parity as mappings."""
+        return {**vars(self), "parity": [asdict(row) for row in self.parity]}
+
 
 def validated(
     conditions: Mapping[str, Any], loads: Mapping[str, Mapping[str, float]], cases: Sequence[Case], machine: Rows
@@ -78,8 +82,7 @@ def save_validation(validation: Validation, path: str | Path) -> None:
         "schema_version": SCHEMA_VERSION,
         "config_hash": config_hash(validation.conditions),
         "commit": commit(),
-        **{name: value for name, value in vars(validation).items() if name != "parity"},
-        "parity": [asdict(row) for row in validation.parity],
+        **validation.as_json(),
     }
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     command = parsed(Live, "leankv run", ABOUT, argv)
     require_place_for_file(command.json)
     require_place_for_folder(command.output_dir)
-    policies, limits, slo = _policies(command.policy or POLICIES), _limits(command), parse_slo(command.slo)
+    policies, limits, slo = live_policies(command.policy or POLICIES), _limits(command), parse_slo(command.slo)
     _require_sampling(command)
     trace = opened(command.trace)
 
@@ -96,7 +96,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _policies(names: tuple[str, ...]) -> list[Policy]:
+def live_policies(names: tuple[str, ...]) -> list[Policy]:
+    """Policies by name. Raises InputError: unknown, named twice, or one that does not run live."""
     from leankv.serving.errors import InputError
     from leankv.serving.policies.registry import policy_named, registry
 

@@ -1,0 +1,114 @@
+"""The runs of a validation: their order, their folders, and what is kept of an earlier call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leankv.serving.errors import InputError
+from leankv.serving.runs import Run, config_hash, load_run, save_run
+from leankv.simulator.validation import Case
+
+if TYPE_CHECKING:
+    from leankv.serving.policies.base import Policy
+
+SIMULATED = "simulated"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One live run."""
+
+    load: str
+    policy: Policy
+    repeat: int
+
+
+def planned(loads: Sequence[str], policies: Sequence[Policy], repeats: int) -> Iterator[Planned]:
+    """Every run once, repeat by repeat, each time with another policy first: a machine that drifts favours none."""
+    for repeat in range(repeats):
+        for number, load in enumerate(loads):
+            first = (repeat + number) % len(policies)
+            for policy in (*policies[first:], *policies[:first]):
+                yield Planned(load, policy, repeat)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where runs lie: ROOT/<load>/<policy>/simulated and live-1, live-2, ...; nowhere without a root."""
+
+    root: Path | None
+
+    def live(self, run: Planned) -> Path | None:
+        return self._of(run.load, run.policy.name, f"live-{run.repeat + 1}")
+
+    def kept(self, run: Planned, config: Mapping[str, Any]) -> Run | None:
+        """The live run that an earlier call finished. Raises InputError for one of other settings in its place."""
+        folder = self.live(run)
+        if folder is None or not folder.is_dir() or not any(folder.iterdir()):
+            return None
+        found = load_run(folder)
+        if config_hash(found.config) != config_hash(config):
+            raise InputError(
+                f"{folder} holds a run of other settings; name another --output-dir, remove it, or give the --knee and "
+                "--kv-memory-gib that it was made with"
+            )
+        return found
+
+    def save_live(self, run: Planned, made: Run) -> None:
+        if (folder := self.live(run)) is not None:
+            save_run(made, folder)
+
+    def save_simulated(self, load: str, policy: str, made: Run) -> None:
+        """Replaces what an earlier call simulated: it costs nothing to do again, and the simulator may have changed."""
+        if (folder := self._of(load, policy, SIMULATED)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            save_run(made, folder)
+
+    def _of(self, load: str, policy: str, name: str) -> Path | None:
+        if self.root is None:
+            return None
+        return self.root / load / policy.replace(":", "-").replace(",", "-").replace("=", "") / name
+
+
+@dataclass
+class Results:
+    """What has been simulated and measured so far, by (load, policy)."""
+
+    simulated: dict[tuple[str, str], Run]
+    live: dict[tuple[str, str], dict[int, Run]]
+
+    def add(self, run: Planned, made: Run) -> None:
+        self.live.setdefault((run.load, run.policy.name), {})[run.repeat] = made
+
+    def cases(self) -> list[Case]:
+        """Those that ran live, in the order of the simulated ones."""
+        return [
+            Case(policy, load, run, self.live[load, policy])
+            for (load, policy), run in self.simulated.items()
+            if (load, policy) in self.live
+        ]
+
+    def machine(self) -> list[dict[str, Any]]:
+        """The machine's speed around each live run, see `leankv.simulator.validation`."""
+        return [
+            {"load": load, "policy": policy, "repeat": repeat, **run.summary["machine"]}
+            for (load, policy), runs in self.live.items()
+            for repeat, run in runs.items()
+            if run.summary.get("machine")
+        ]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Every summary, simulated and live."""
+        runs: list[dict[str, Any]] = []
+        for case in self.cases():
+            told = {"policy": case.policy, "load": case.load}
+            runs.append({**told, "source": "simulated", "summary": dict(case.simulated.summary)})
+            runs += [
+                {**told, "source": "live", "repeat": repeat, "summary": dict(run.summary)}
+                for repeat, run in case.live.items()
+            ]
+        return runs

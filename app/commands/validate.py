@@ -1,0 +1,299 @@
+"""Run a trace live and simulated with this machine's profile, and say how far the projection is off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from leankv.app.commands._deployment import GIB, Gib, Policies, Slo, parse_slo
+from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
+from leankv.app.commands._parsing import parsed
+from leankv.app.commands._progress import progress_bar
+from leankv.app.commands.traces import File, Requests, Text, chosen_requests
+
+if TYPE_CHECKING:
+    from leankv.app.commands._validation_runs import Folders, Planned, Results
+    from leankv.backend.live_setup import LiveSetup
+    from leankv.backend.weights import Loaded
+    from leankv.serving.policies.base import Policy
+    from leankv.serving.profile import Profile
+    from leankv.serving.runs import Run
+    from leankv.serving.scheduler import SchedulerLimits
+    from leankv.simulator.config import SimulationConfig
+    from leankv.simulator.validation_loads import Load
+    from leankv.traces.trace import Trace
+
+ABOUT = """\
+Serve a trace live under some policies and loads, simulate the same, and compare metric by metric.
+
+  leankv validate --profile profiles/mine --limit 40 --max-prompt 256 --max-output 32 --output-dir validated
+  leankv validate --profile profiles/mine --policy fp16 --policy leankv --load overload --repeats 1 --limit 100
+
+The simulator sees the trace and the profile (`leankv calibrate` measures one), and nothing of the live runs. Loads are
+found by the simulator: knee, the highest rate served in time, half of it (low), half as much again (overload). A run's
+folder is written as soon as it is finished; with the same settings and --output-dir, a later call goes on after it.
+"""
+POLICIES = ("fp16", "int8", "kivi", "leankv")
+Loads = Annotated[
+    tuple[Literal["low", "knee", "overload"], ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(metavar="NAME", help_behavior_hint=""),
+]
+Scale = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Validate:
+    trace: Annotated[Requests, tyro.conf.arg(name="")] = field(default_factory=Requests)
+    profile: File = None
+    """The profile of this machine and model: the folder that `leankv calibrate` wrote."""
+    model: Text = None
+    """The model to run, where the profile's own name does not find it: a folder, a .gguf file, a name."""
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: a GPU if there is one."""
+    policy: Policies = ()
+    """A KV-cache policy that runs live, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, int8, kivi,
+    leankv."""
+    load: Loads = ()
+    """low, knee or overload, repeatable; default: all three."""
+    repeats: int = 3
+    """Live runs of each policy and load; their median is compared, their spread shown."""
+    knee: Scale = None
+    """Rate scale of the knee, where it is known; default: found with the simulator, under fp16 or the first policy."""
+    kv_memory_gib: Gib = None
+    """KV pool in GiB; default: what fp16 needs for half of --max-num-seqs requests, so that memory counts, too."""
+    max_num_seqs: int = 16
+    """Requests that run at once, at most."""
+    max_num_batched_tokens: int = 512
+    """Tokens that one step computes, at most."""
+    chunked_prefill: bool = True
+    """Cut prompts where the token budget of a step ends."""
+    slo: Slo = ("ttft:1000", "tpot:50")
+    """Service levels in ms, for the goodput in each run's summary."""
+    output_dir: File = None
+    """Folder for validation.json and a run folder a run: LOAD/POLICY/simulated, LOAD/POLICY/live-1, ..."""
+    json: File = None
+    """Write every summary and the whole comparison to this file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is run. trace: at its own rate; traces: at each load's."""
+
+    command: Validate
+    profile: Profile
+    setup: LiveSetup
+    policies: Sequence[Policy]
+    limits: SchedulerLimits
+    trace: Trace
+    loads: Sequence[Load]
+    traces: Mapping[str, Trace]
+    folders: Folders
+
+    def simulation(self, policy: Policy) -> SimulationConfig:
+        return _simulation(self.command, self.profile, policy, self.setup.kv_memory_bytes)
+
+
+def main(argv: list[str]) -> int:
+    """Run `leankv validate`; raises InputError for bad input."""
+    command = parsed(Validate, "leankv validate", ABOUT, argv)
+    _check(command)
+    # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from leankv.app.commands._validation_runs import Results
+
+    plan = _plan(command)
+    results = Results({}, {})
+    try:
+        _simulate(plan, results)
+        _measure(plan, results)
+    except KeyboardInterrupt:
+        if results.live:
+            _finish(plan, results)
+        raise
+    _finish(plan, results)
+    return 0
+
+
+def _check(command: Validate) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    from leankv.serving.errors import InputError
+
+    require_place_for_file(command.json)
+    require_place_for_folder(command.output_dir)
+    parse_slo(command.slo)
+    if command.profile is None:
+        raise InputError("--profile is missing: name the folder that `leankv calibrate` wrote on this machine")
+    if command.repeats < 1:
+        raise InputError(f"--repeats {command.repeats}: give at least 1")
+    if command.knee is not None and not command.knee > 0:
+        raise InputError(f"--knee {command.knee:g} is no rate scale; give a number above 0")
+
+
+def _plan(command: Validate) -> Plan:
+    """Load the profile, the trace and the model, and find the loads."""
+    from leankv.app.commands._validation_runs import Folders
+    from leankv.app.commands.run import live_policies
+    from leankv.backend.live_setup import live_setup
+    from leankv.serving.profile import load_profile, require_fits
+    from leankv.serving.scheduler import SchedulerLimits
+    from leankv.simulator.validation_loads import LOADS, loads_of, pool_bytes
+    from leankv.traces.transforms import rate_scale
+
+    assert command.profile is not None
+    profile, policies = load_profile(command.profile), live_policies(command.policy or POLICIES)
+    limits = SchedulerLimits(command.max_num_seqs, command.max_num_batched_tokens, command.chunked_prefill)
+    trace = chosen_requests(command.trace)
+    pool_gib = command.kv_memory_gib
+    if pool_gib is None:
+        pool_gib = pool_bytes(profile.model, trace, limits.max_num_seqs) / GIB
+    setup = live_setup(command.model or profile.model.name, command.backend, pool_gib, trace, policies)
+    require_fits(profile, setup.model, setup.device)
+    knee = command.knee or _knee(command, profile, policies, setup.kv_memory_bytes, trace)
+    loads = loads_of(command.load or tuple(LOADS), knee, trace)
+    traces = {load.name: rate_scale(trace, load.rate_scale) for load in loads}
+    return Plan(command, profile, setup, policies, limits, trace, loads, traces, Folders(command.output_dir))
+
+
+def _knee(command: Validate, profile: Profile, policies: Sequence[Policy], kv_memory_bytes: int, trace: Trace) -> float:
+    """Under fp16, or the first policy: the same rates for all, whatever their own knees."""
+    from leankv.serving.paired import BASELINE
+    from leankv.simulator.validation_loads import knee_scale
+
+    chosen = next((policy for policy in policies if policy.name == BASELINE), policies[0])
+    return knee_scale(_simulation(command, profile, chosen, kv_memory_bytes), trace)
+
+
+def _simulation(command: Validate, profile: Profile, policy: Policy, kv_memory_bytes: int) -> SimulationConfig:
+    from leankv.serving.profile import profile_device
+    from leankv.simulator.config import SimulationConfig
+
+    return SimulationConfig(
+        model=profile.model,
+        device=profile_device(profile),
+        policy=policy,
+        max_num_seqs=command.max_num_seqs,
+        max_num_batched_tokens=command.max_num_batched_tokens,
+        chunked_prefill=command.chunked_prefill,
+        kv_memory_bytes=kv_memory_bytes,
+        step_time="profile",
+        profile=profile,
+        slo=parse_slo(command.slo),
+        seed=command.trace.seed,
+    )
+
+
+def _simulate(plan: Plan, results: Results) -> None:
+    """Everything is predicted before anything is measured."""
+    from leankv.simulator.run import simulate
+
+    with progress_bar(f"{len(plan.loads) * len(plan.policies)} simulations") as report:
+        for load in plan.loads:
+            for policy in plan.policies:
+                run = simulate(plan.simulation(policy), plan.traces[load.name])
+                results.simulated[load.name, policy.name] = run
+                plan.folders.save_simulated(load.name, policy.name, run)
+                report(len(results.simulated) / (len(plan.loads) * len(plan.policies)))
+
+
+def _measure(plan: Plan, results: Results) -> None:
+    """Run live, in turns, what an earlier call has not; the bar's time left follows the simulated durations."""
+    from leankv.app.commands._validation_runs import planned
+
+    runs = list(planned([load.name for load in plan.loads], plan.policies, plan.command.repeats))
+    lasting = [results.simulated[run.load, run.policy.name].summary["duration_s"] for run in runs]
+    with progress_bar(f"{len(runs)} live runs") as report:
+        for number, (run, expected_s) in enumerate(zip(runs, lasting, strict=True)):
+            before_s = sum(lasting[:number])
+
+            def partly(share: float, before_s: float = before_s, expected_s: float = expected_s) -> None:
+                report((before_s + share * expected_s) / sum(lasting))
+
+            results.add(run, _live(plan, run, partly))
+            partly(1.0)
+
+
+def _live(plan: Plan, run: Planned, report: Callable[[float], None]) -> Run:
+    """One live run, by the path of `leankv run`: traced lengths to the token, the machine's speed around it."""
+    from leankv.backend.live_request import Sampling
+    from leankv.backend.live_run import run_live
+
+    setup, trace = plan.setup, plan.traces[run.load]
+    sampling = Sampling(seed=plan.command.trace.seed, ignore_eos=True)
+    config = setup.config(run.policy, plan.limits, sampling, parse_slo(plan.command.slo))
+    found = plan.folders.kept(run, config.as_dict(trace))
+    if found is None:
+        before = machine_speed(setup.loaded, plan.profile)
+        made = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
+        machine = {"before": before, "after": machine_speed(setup.loaded, plan.profile)}
+        found = replace(made, summary={**made.summary, "machine": machine})
+        plan.folders.save_live(run, found)
+    summary = found.summary
+    told = f"{summary['duration_s']:.1f} s, {summary['preemptions']} preemptions"
+    print(f"{run.load}, {run.policy.name}, repeat {run.repeat + 1} of {plan.command.repeats}: {told}", flush=True)
+    return found
+
+
+def machine_speed(loaded: Loaded, profile: Profile) -> float | None:
+    """How long a reference step lasts now, as a multiple of what the profile says; None where it has no fp16 step."""
+    from leankv.backend.reference import CONTEXT, SEQUENCES, reference_step_s
+    from leankv.serving.memory import MemoryModel
+    from leankv.serving.paired import BASELINE
+    from leankv.serving.policies.registry import policy_named
+
+    if BASELINE not in profile.policies:
+        return None
+    fit = profile.policies[BASELINE].fit
+    read = MemoryModel(policy_named(BASELINE), profile.model).kv_read(CONTEXT, CONTEXT)
+    decode_s = fit.decode(SEQUENCES, [SEQUENCES * each for each in read])
+    return reference_step_s(loaded) / (fit.linear(SEQUENCES) + fit.row_s * SEQUENCES + decode_s)
+
+
+def _finish(plan: Plan, results: Results) -> None:
+    """Compare what has run, write it where asked, and print it."""
+    from leankv.app.commands._validation_tables import print_validation
+    from leankv.serving.files import atomic_write
+    from leankv.simulator.validation import save_validation, validated
+
+    loads = {load.name: load.as_dict() for load in plan.loads}
+    validation = validated(_conditions(plan), loads, results.cases(), results.machine())
+    if plan.command.output_dir is not None:
+        save_validation(validation, plan.command.output_dir / "validation.json")
+    if plan.command.json is not None:
+        content = {"runs": results.as_json(), **validation.as_json()}
+        with atomic_write(plan.command.json) as beside:
+            beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print_validation(validation)
+
+
+def _conditions(plan: Plan) -> dict[str, Any]:
+    """What was asked, of whom, and which profile predicted it."""
+    from leankv.backend.reference import versions
+
+    trace = plan.trace
+    return {
+        "device": dict(plan.setup.device),
+        "model": asdict(plan.setup.model),
+        "trace": {"name": trace.name, "requests": len(trace), **trace.provenance},
+        "policies": [policy.name for policy in plan.policies],
+        "repeats": plan.command.repeats,
+        **asdict(plan.limits),
+        "kv_memory_bytes": plan.setup.kv_memory_bytes,
+        "versions": versions(),
+        "profile": {
+            "digest": profile_digest(plan.profile),
+            "created": plan.profile.created,
+            "versions": dict(plan.profile.versions),
+        },
+    }
+
+
+def profile_digest(profile: Profile) -> str:
+    """The same for the same measurements and fits, wherever they lie."""
+    return hashlib.sha256(json.dumps(asdict(profile), sort_keys=True).encode()).hexdigest()[:16]

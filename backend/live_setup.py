@@ -55,15 +55,15 @@ def live_setup(
 
     Raises InputError: no such model or GPU, a model or pool that does not fit, a text package that is missing.
     """
-    device = _device(backend)
-    loaded = _loaded(model, device)
+    device = device_named(backend)
+    loaded = loaded_on(model, device)
     spec = model_of_config(loaded.model.config.to_dict(), loaded.name, loaded.source)
     pool = _pool_bytes(device, kv_memory_gib)
     texts = essays()
     prompts = prompts_of(texts, loaded.tokenizer, trace.prompt_tokens.tolist())
     centred = any("centred" in policy.key_transform for policy in policies)
-    means = _key_means(loaded, windows(texts, loaded.tokenizer, MEANS_TOKENS, 1)[0]) if centred else None
-    return LiveSetup(loaded, spec, _described(loaded, device), pool, prompts, means)
+    means = key_means_of(loaded, windows(texts, loaded.tokenizer, MEANS_TOKENS, 1)[0]) if centred else None
+    return LiveSetup(loaded, spec, described(loaded, device), pool, prompts, means)
 
 
 def free_bytes(device: str) -> int | None:
@@ -78,7 +78,8 @@ def free_bytes(device: str) -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def _device(backend: str) -> str:
+def device_named(backend: str) -> str:
+    """The device that a choice means: cpu or cuda. Raises InputError where there is no GPU for cuda."""
     if backend == "cuda" and not torch.cuda.is_available():
         raise InputError("--backend cuda: this machine has no GPU that torch can use; use --backend cpu")
     if backend == "auto":
@@ -86,7 +87,8 @@ def _device(backend: str) -> str:
     return backend
 
 
-def _loaded(model: str, device: str) -> Loaded:
+def loaded_on(model: str, device: str) -> Loaded:
+    """The model; see `weights.load`. Raises InputError where it does not fit."""
     try:
         return load(model, device=device)
     except torch.OutOfMemoryError as error:
@@ -106,7 +108,8 @@ def _pool_bytes(device: str, asked_gib: float | None) -> int:
     return int(asked_gib * GIB)
 
 
-def _described(loaded: Loaded, device: str) -> dict[str, Any]:
+def described(loaded: Loaded, device: str) -> dict[str, Any]:
+    """Where a model runs, in words."""
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if device == "cuda":
         return {"name": torch.cuda.get_device_name(), "backend": "cuda", "dtype": dtype}
@@ -114,8 +117,11 @@ def _described(loaded: Loaded, device: str) -> dict[str, Any]:
     return {"name": f"cpu, {threads} threads", "backend": "cpu", "threads": threads, "dtype": dtype}
 
 
-def _key_means(loaded: Loaded, tokens: Tensor) -> Tensor:
-    """Of a text that stands for all: the mean moves little from one to the next, and centring is exact with any."""
+def key_means_of(loaded: Loaded, tokens: Tensor) -> Tensor:
+    """Mean keys float32 [layers, kv_heads, head_dim] of a text that stands for all.
+
+    The mean moves little from one text to the next, and centring is exact with any.
+    """
     from leankv.backend.capture import capture, mean_keys
 
     return mean_keys(capture(loaded, tokens))

@@ -32,13 +32,14 @@ class Span:
 class Packed:
     """One step: the first `decoding` tokens in the order of the cache's step, then the chunks.
 
-    longest: positions of its longest request. masks: by (chunk, prefix) length, shared by the layers.
+    windows: gets the length of every sliding window that a layer attends to; see `past_window`. masks: by (chunk,
+    prefix) length, shared by the layers.
     """
 
     cache: KVCache
     decoding: int
     chunks: tuple[Span, ...]
-    longest: int
+    windows: set[int]
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask(self, chunk: int, prefix: int, device: torch.device) -> Tensor:
@@ -52,11 +53,10 @@ class Packed:
 def attend_through_cache(model: Any) -> None:
     """Let every attention layer of `model` go through the cache: its calls need `leankv_step`, a `Packed`."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+    # Without a mask function of this name none is built (who sees whom follows from the packing), and transformers does
+    # not ask the device whether positions are packed.
     AttentionInterface.register(NAME, _attention)
-    # No mask is built: who sees whom follows from the packing.
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *_, **__: None)
     model.set_attn_implementation(NAME)
 
 
@@ -72,13 +72,20 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """query [1, heads, T, head_dim], key and value [1, kv_heads, T, head_dim]; returns [1, T, heads, head_dim]."""
-    require_plain(leankv_step, sliding_window, others)
+    require_plain(others)
+    if sliding_window is not None:
+        leankv_step.windows.add(sliding_window)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-    output = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    decoded = None
     if n := leankv_step.decoding:
         new_queries, new_keys, new_values = (x[:n].contiguous() for x in (queries, keys, values))
-        output[:n] = leankv_step.cache.decode(layer, new_queries, new_keys, new_values, scaling)
+        decoded = leankv_step.cache.decode(layer, new_queries, new_keys, new_values, scaling)
+        if not leankv_step.chunks:
+            return decoded[None], None
+    output = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
+    if decoded is not None:
+        output[:n] = decoded
     for span in leankv_step.chunks:
         at = slice(span.start, span.stop)
         output[at] = _prefill(leankv_step, span.slot, layer, queries[at], keys[at], values[at], scaling)
@@ -109,15 +116,20 @@ def _prefill(
     return output[0].transpose(0, 1)
 
 
-def require_plain(step: Packed, sliding_window: int | None, others: dict[str, Any]) -> None:
+def require_plain(others: dict[str, Any]) -> None:
     """Raise InputError for attention that the cache does not compute."""
-    if sliding_window is not None and sliding_window < step.longest:
-        raise InputError(
-            f"the model has layers that attend to the last {sliding_window} tokens only, and a request has "
-            f"{step.longest}; cap the lengths (--max-prompt, --max-output) or choose another model"
-        )
     for name in ("softcap", "s_aux"):
         if others.get(name) is not None:
             raise InputError(
                 f"the model's attention has {name}, which the cache does not compute; choose another model"
             )
+
+
+def past_window(windows: set[int], positions: int) -> str | None:
+    """Why a request of so many positions cannot be served: a sliding window would cut it. None where it can."""
+    if not windows or positions <= min(windows):
+        return None
+    return (
+        f"{positions} tokens pass the sliding window of some layers ({min(windows)}), and the cache does not slide; "
+        "cap the lengths (--max-prompt, --max-output) or choose another model"
+    )

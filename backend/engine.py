@@ -8,19 +8,21 @@ were alone; its neighbours change neither its tokens nor its draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from leankv.backend.attention import Packed, Span, attend_through_cache
+from leankv.backend.attention import attend_through_cache, past_window
 from leankv.backend.cache import KVCache
 from leankv.backend.cache_plan import CacheShape
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.page_account import LivePages
 from leankv.backend.sampling import choose
 from leankv.backend.step_log import Clock, FinalState, SlotCounts, StepLog, StepRow
-from leankv.kernels import pages as pg
+from leankv.backend.step_model import Computed, StepModel
+from leankv.backend.step_read import CacheFault, read
 from leankv.serving.errors import InputError
 from leankv.serving.policies.base import Policy
 from leankv.serving.scheduler import Chunk, Scheduler, SchedulerLimits
@@ -41,6 +43,8 @@ class Engine:
     on_logits: called in each step (in inference mode) with the requests that are due a token and the logits that choose
     it, float32 [requests, vocab], before the tokens are appended: row i speaks of the token that comes after
     `requests[i].output`. The logits are overwritten by the next step.
+
+    recorded: whether decode steps are recorded and replayed (`graphs.py`); by default on CUDA, where that saves time.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Engine:
         max_tokens: int,
         key_means: Tensor | None = None,
         on_logits: OnLogits | None = None,
+        recorded: bool | None = None,
     ) -> None:
         self.loaded, self.policy, self.max_tokens = loaded, policy, max_tokens
         self.model = loaded.model
@@ -77,6 +82,8 @@ class Engine:
         ends = self.model.generation_config.eos_token_id
         self.eos = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
         attend_through_cache(self.model)
+        wanted = self.device.type == "cuda" if recorded is None else recorded
+        self.steps = StepModel(loaded, self.cache, limits.max_num_seqs, wanted)
 
     @property
     def idle(self) -> bool:
@@ -88,6 +95,8 @@ class Engine:
         total = prompt_tokens + output_tokens
         if total > self.max_tokens:
             return f"{prompt_tokens} + {output_tokens} tokens exceed the context of {self.max_tokens}"
+        if (reason := past_window(self.steps.windows, total)) is not None:
+            return reason
         return self.pages.refusal(prompt_tokens, output_tokens)
 
     def add(self, request: LiveRequest) -> None:
@@ -98,104 +107,59 @@ class Engine:
         self.scheduler.add(request)
 
     def step(self) -> list[LiveRequest]:
-        """Schedule and compute one step; returns the requests that finished with it."""
+        """Schedule and compute one step; returns the requests that finished with it. Raises CacheFault."""
         start = self.clock.now()
         chunks = self.scheduler.schedule()
         for chunk in chunks:
             if chunk.request.admitted_ps < 0:
                 chunk.request.admitted_ps = start
         decoding = list(self.scheduler.decoding.values())
-        running = len(decoding) + len(chunks)
-        tokens = self._compute(decoding, chunks)
-        counts = self._count()
+        waiting, scheduled = len(self.scheduler.waiting), self.clock.now()
+        computed = self._computed(decoding, chunks)
+        seen = read(computed.report, self.cache.tables.slots)
+        tokens = self._choose(computed, seen.tokens)
         end = self.clock.now()
-        given = sum(request.request_id in tokens for request in decoding)
-        computed = len(decoding) - given + sum(chunk.tokens for chunk in chunks)
         finished = self._report(decoding, chunks, tokens, end)
-        self._record((start, end), given, computed, running, counts)
-        self.pages.stepped([high + low for high, low in counts.pages])
+        row = self._row((start, scheduled, end), waiting, decoding, chunks, tokens, seen.counts)
+        self.pages.stepped([high + low for high, low in seen.counts.pages])
         for request in finished:
-            high, low, *held = counts.totals([request.slot])
+            high, low, *held = seen.counts.totals([request.slot])
             self.log.final.append(FinalState(request.cached, high + low, (held[0], held[1])))
             self.scheduler.finish(request)
+        self.log.rows.append(replace(row, done_ps=self.clock.now()))
         return finished
 
-    def warm_up(self) -> None:
-        """Serve a short request, where one fits, and forget it: first calls allocate, compile and page in."""
+    def warm_up(self, record_all: bool = False) -> None:
+        """Serve a short request, where one fits, and forget it: first calls allocate, compile and page in.
+
+        record_all: record decode steps of every batch size now, where they are recorded, instead of when they come.
+        """
         prompt = max(1, min(8, self.max_tokens - 3))
         output = min(3, self.max_tokens - prompt)
-        if self.refusal(prompt, output) is not None:
-            return
-        self.add(LiveRequest(-1, [0] * prompt, output, Sampling(ignore_eos=True)))
-        while not self.idle:
-            self.step()
+        if self.refusal(prompt, output) is None:
+            self.add(LiveRequest(-1, [0] * prompt, output, Sampling(ignore_eos=True)))
+            while not self.idle:
+                self.step()
+        if record_all:
+            self.steps.record_all()
         self.log = StepLog()
 
+    def _computed(self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]]) -> Computed:
+        try:
+            return self.steps.compute(decoding, chunks)
+        except InputError:
+            raise
+        except ValueError as error:
+            # On a CPU the cache refuses a bad key at once; on a GPU it counts it, and the report tells.
+            raise CacheFault(str(error)) from error
+
     @torch.inference_mode()
-    def _compute(self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]]) -> dict[int, int]:
-        """Run the model over the step; the new token of each request that is due one, by request id."""
-        cache, slots = self.cache, [request.slot for request in decoding]
-        if decoding:
-            cache.prepare_step(slots)
-            cache.begin_step(torch.tensor(slots, dtype=torch.int32, device=self.device))
-        for chunk in chunks:
-            cache.begin_chunk(chunk.request.slot, chunk.tokens)
-        packed, rows, due = self._packed(decoding, chunks)
-        logits = self._logits(decoding, chunks, packed, rows)
-        if decoding:
-            cache.end_step(slots)
-        for chunk in chunks:
-            cache.end_chunk(chunk.request.slot, chunk.tokens)
-        if not due:
-            return {}
-        if self.on_logits is not None:
-            self.on_logits(due, logits.float())
-        return dict(zip([request.request_id for request in due], choose(logits, due), strict=True))
-
-    def _packed(
-        self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]]
-    ) -> tuple[Packed, list[int], list[LiveRequest]]:
-        """The step as attention reads it; the rows whose logits choose a token, and whose token that is."""
-        spans, at = [], len(decoding)
-        for request in decoding:
-            request.cached += 1
-        for chunk in chunks:
-            spans.append(Span(chunk.request.slot, at, at + chunk.tokens))
-            chunk.request.cached = chunk.context + chunk.tokens
-            at += chunk.tokens
-        due = [(row, request) for row, request in enumerate(decoding) if request.wants_token]
-        ends = zip(spans, chunks, strict=True)
-        due += [(span.stop - 1, c.request) for span, c in ends if c.last and c.request.wants_token]
-        longest = max(request.cached for request in [*decoding, *(chunk.request for chunk in chunks)])
-        packed = Packed(self.cache, len(decoding), tuple(spans), longest)
-        return packed, [row for row, _ in due], [request for _, request in due]
-
-    def _logits(
-        self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]], packed: Packed, rows: list[int]
-    ) -> Tensor:
-        """float [len(rows), vocab] of the packed rows `rows`."""
-        tokens = [request.tokens(request.cached - 1, request.cached)[0] for request in decoding]
-        positions = [request.cached - 1 for request in decoding]
-        for chunk in chunks:
-            stop = chunk.context + chunk.tokens
-            tokens += chunk.request.tokens(chunk.context, stop)
-            positions += range(chunk.context, stop)
-        ids, places = (torch.tensor([numbers], device=self.device) for numbers in (tokens, positions))
-        kept = torch.tensor(rows, dtype=torch.long, device=self.device)
-        call = {"use_cache": False, "logits_to_keep": kept, "leankv_step": packed}
-        logits: Tensor = self.model(input_ids=ids, position_ids=places, **call).logits
-        return logits[0]
-
-    def _count(self) -> SlotCounts:
-        """Pages and tokens by slot. They come with the step's tokens, so nothing waits twice."""
-        tables = self.cache.tables
-        held = pg.pages_held(tables.counts, tables.tokens_per_page)
-        by_slot = torch.stack([held, tables.counts]).view(2, tables.slots, -1, 2).sum(2)
-        shortage = int(tables.state[pg.DEFICIT])
-        if shortage:
-            raise RuntimeError(f"the pool ran {shortage} pages short in a step: the scheduler's reserve does not hold")
-        pages, tokens = by_slot.tolist()
-        return SlotCounts(pages, tokens)
+    def _choose(self, computed: Computed, likeliest: Sequence[int]) -> dict[int, int]:
+        """The new token of each request that is due one, by request id."""
+        if self.on_logits is not None and computed.due:
+            rows, requests = zip(*computed.due, strict=True)
+            self.on_logits(requests, computed.logits[list(rows)].float())
+        return choose(likeliest, computed.logits, computed.due)
 
     def _report(
         self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]], tokens: dict[int, int], now: int
@@ -215,20 +179,34 @@ class Engine:
                 finished.append(request)
         return finished
 
-    def _record(self, span: tuple[int, int], given: int, computed: int, running: int, counts: SlotCounts) -> None:
+    def _row(
+        self,
+        times: tuple[int, int, int],
+        waiting: int,
+        decoding: list[LiveRequest],
+        chunks: list[Chunk[LiveRequest]],
+        tokens: dict[int, int],
+        counts: SlotCounts,
+    ) -> StepRow:
+        """A step as the log keeps it; `done_ps` is still to come."""
+        given = sum(request.request_id in tokens for request in decoding)
         tier0, tier1, *_ = counts.totals([request.slot for request in self.scheduler.decoding.values()])
-        row = StepRow(
-            *span,
+        return StepRow(
+            *times,
+            done_ps=times[-1],
             sequences=given,
-            prompt_tokens=computed,
-            running=running,
-            waiting=len(self.scheduler.waiting),
+            prompt_tokens=len(decoding) - given + sum(chunk.tokens for chunk in chunks),
+            running=len(decoding) + len(chunks),
+            waiting=waiting,
             preemptions=self.preemptions,
             staging=sum(high + low for high, low in counts.pages) - tier0 - tier1,
             tier0=tier0,
             tier1=tier1,
+            decoding=len(decoding),
+            attended=sum(request.cached for request in decoding),
+            chunks=tuple((chunk.context, chunk.tokens) for chunk in chunks),
+            completed=tuple(chunk.context + chunk.tokens for chunk in chunks if chunk.last),
         )
-        self.log.rows.append(row)
 
     def _preempted(self, request: LiveRequest) -> None:
         self.preemptions += 1

@@ -1,4 +1,4 @@
-"""The next token of every request from its logits."""
+"""The next token of every request that is due one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from leankv.backend.live_request import LiveRequest
 
 
-def choose(logits: Tensor, requests: Sequence[LiveRequest]) -> list[int]:
-    """One token a request from logits [len(requests), vocab]; every sampled one draws once from its own generator.
+def choose(likeliest: Sequence[int], logits: Tensor, due: Sequence[tuple[int, LiveRequest]]) -> dict[int, int]:
+    """The new token by request id. likeliest: token by row of logits [rows, vocab]; due: a row and its request.
 
-    A forced token is taken as it is, and draws nothing.
+    Every sampled request draws once from its own generator; a forced token is taken as it is, and draws nothing.
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for row, request in enumerate(requests):
-        forced = request.next_forced
-        if forced is not None:
-            tokens[row] = forced
-        elif request.sampling.temperature > 0:
-            tokens[row] = _drawn(logits[row].float(), request)
-    return tokens
+    return {request.request_id: _next(likeliest[row], logits[row], request) for row, request in due}
+
+
+def _next(likeliest: int, logits: Tensor, request: LiveRequest) -> int:
+    forced = request.next_forced
+    if forced is not None:
+        return forced
+    return _drawn(logits.float(), request) if request.sampling.temperature > 0 else likeliest
 
 
 def _drawn(logits: Tensor, request: LiveRequest) -> int:

@@ -30,10 +30,17 @@ class StepRow:
     """One step. sequences: requests that were given a decoded token. prompt_tokens: computed or replayed beside them.
 
     running, waiting, preemptions (so far): after scheduling. staging, tier0, tier1: pages after the step.
+
+    What was computed: a token for each of `decoding` requests (replayed ones, too), which attended to `attended`
+    positions together; chunks of prompts (context, tokens); and `completed`, the lengths of prompts that were finished.
+    From `start_ps` the scheduler decides, from `scheduled_ps` the model computes, at `end_ps` the tokens are there;
+    until `done_ps` they are reported and pages given back. A step under load lasts from `done_ps` to `done_ps`.
     """
 
     start_ps: int
+    scheduled_ps: int
     end_ps: int
+    done_ps: int
     sequences: int
     prompt_tokens: int
     running: int
@@ -42,6 +49,10 @@ class StepRow:
     staging: int
     tier0: int
     tier1: int
+    decoding: int
+    attended: int
+    chunks: tuple[tuple[int, int], ...]
+    completed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,5 +85,5 @@ class StepLog:
     final: list[FinalState] = field(default_factory=list)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        """int64 [steps]."""
+        """int64 [steps], of a field that holds one number."""
         return np.fromiter((getattr(row, name) for row in self.rows), np.int64, len(self.rows))

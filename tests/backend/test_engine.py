@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from leankv.backend.attention import Packed, require_plain
+from leankv.backend.attention import require_plain
+from leankv.backend.engine import Engine
 from leankv.backend.exact import fp32
 from leankv.backend.exactness import compare, reference
 from leankv.backend.live_request import LiveRequest, Sampling
+from leankv.backend.weights import Loaded
 from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
+from leankv.serving.scheduler import SchedulerLimits
 
 from . import tiny
 
@@ -98,11 +103,12 @@ def test_sampled_tokens_follow_their_probabilities() -> None:
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     request = LiveRequest(0, [1], 1, Sampling(temperature=1.0, top_p=0.9))
-    drawn = torch.bincount(torch.tensor([choose(logits[None], [request])[0] for _ in range(4000)]), minlength=4) / 4000
+    found = [choose([0], logits[None], [(0, request)])[0] for _ in range(4000)]
+    drawn = torch.bincount(torch.tensor(found), minlength=4) / 4000
     assert drawn[3] == 0
     torch.testing.assert_close(drawn[:3], torch.tensor([0.5, 0.3, 0.15]) / 0.95, atol=0.03, rtol=0)
     greedy = LiveRequest(0, [1], 1)
-    assert choose(logits[None], [greedy]) == [0]
+    assert choose([2], logits[None], [(0, greedy)]) == {0: 2}
 
 
 def test_stop_tokens_and_the_end_of_text_end_a_request(references: list[list[int]]) -> None:
@@ -147,13 +153,24 @@ def test_a_policy_that_does_not_run_live_or_a_pool_without_a_page_is_one_line() 
 
 
 def test_attention_that_the_cache_does_not_compute_is_refused() -> None:
-    step = Packed(tiny.engine_of(fp32()).cache, 0, (), longest=65)
-    require_plain(step, None, {"softcap": None})
-    require_plain(step, 65, {})
-    with pytest.raises(InputError, match="last 64 tokens only"):
-        require_plain(step, 64, {})
+    require_plain({"softcap": None})
     with pytest.raises(InputError, match="softcap"):
-        require_plain(step, None, {"softcap": 30.0})
+        require_plain({"softcap": 30.0})
+
+
+def test_a_request_past_a_sliding_window_is_refused_once_the_window_is_known() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64, "vocab_size": tiny.VOCAB}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 40}
+    model = MistralForCausalLM(MistralConfig(**shape, **heads)).eval()
+    limits = SchedulerLimits(2, 64)
+    engine = Engine(Loaded("m", model, None, "made up"), fp32(), limits, memory_bytes=1 << 22, max_tokens=100)
+    engine.add(LiveRequest(0, tiny.prompt_of(50, 0), 2, tiny.TO_LENGTH))
+    with pytest.raises(InputError, match="pass the sliding window"):
+        engine.step()
+    assert engine.refusal(30, 10) is None
+    assert "sliding window" in str(engine.refusal(30, 11))
 
 
 @pytest.mark.parametrize("longest", [2, 5, 512])

@@ -65,6 +65,4 @@ def test_forced_tokens_end_nothing_and_free_choice_follows_them() -> None:
     engine.add(request)
     while not engine.idle:
         engine.step()
-    assert request.output == free[:6], (
-        "the sixth stops; the five before it were given"
-    )
+    assert request.output == free[:6], "the sixth stops; the five before it were given"

@@ -38,9 +38,17 @@ def key_means() -> torch.Tensor:
     return torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(9))
 
 
-def engine_of(policy: Policy, memory: int = 1 << 23, seqs: int = 8, batched: int = 64, chunked: bool = True) -> Engine:
+def engine_of(
+    policy: Policy,
+    memory: int = 1 << 23,
+    seqs: int = 8,
+    batched: int = 64,
+    chunked: bool = True,
+    recorded: bool | None = None,
+) -> Engine:
     limits = SchedulerLimits(seqs, batched, chunked)
-    return Engine(tiny_model(), policy, limits, memory_bytes=memory, max_tokens=CONTEXT, key_means=key_means())
+    sizes = {"memory_bytes": memory, "max_tokens": CONTEXT}
+    return Engine(tiny_model(), policy, limits, **sizes, key_means=key_means(), recorded=recorded)
 
 
 def served(

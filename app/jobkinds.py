@@ -42,10 +42,8 @@ class Field:
             return []
         if self.kind == "switch":
             return [self.flag] if value else []
-        if self.kind == "policies":
-            return [word for policy in value for word in (self.flag, str(policy))]
-        if self.kind == "several":
-            return [self.flag, *map(str, value)]
+        if self.kind in ("policies", "several"):
+            return [word for each in value for word in (self.flag, str(each))]
         return [self.flag, f"{value:g}" if isinstance(value, float) else str(value)]
 
 
@@ -136,6 +134,32 @@ _KINDS = (
         "Serves a trace in real time on a real model, under each policy in turn: a run folder a policy, of the same "
         "kind that the simulator writes.",
         (MODEL, policies("fp16", "leankv"), TRACE, limit(40), RATE, PROMPT, OUTPUT, KV, BACKEND),
+    ),
+    Kind(
+        "validate",
+        "Validation",
+        ":material/balance:",
+        "Runs a trace live under several policies and loads, simulates the same from a profile of this machine, and "
+        "says how far off the simulation is.",
+        (
+            Field("--profile", "Profile", "profile", None, "What `calibrate` measured on this machine and model."),
+            policies("fp16", "int8", "kivi", "leankv"),
+            TRACE,
+            Field(
+                "--load",
+                "Loads",
+                "several",
+                ("low", "knee", "overload"),
+                "The knee is the highest rate served in time; low is half of it, overload half as much again.",
+                ("low", "knee", "overload"),
+            ),
+            Field("--repeats", "Repeats", "count", 3, "Live runs of each policy and load.", least=1),
+            limit(40),
+            PROMPT,
+            OUTPUT,
+            KV,
+            BACKEND,
+        ),
     ),
 )
 

@@ -13,6 +13,7 @@ PAGES = {
     "compare": ("Compare", ":material/compare_arrows:"),
     "run": ("Run", ":material/timeline:"),
     "traces": ("Traces", ":material/show_chart:"),
+    "validate": ("Validate", ":material/balance:"),
     "jobs": ("Jobs", ":material/work_history:"),
 }
 

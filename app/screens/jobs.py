@@ -21,6 +21,7 @@ LOG_LINES = 400
 MOST_LINKS = 12
 # what was found: (page, its icon, the name of its choice in the address, what else the address says)
 OPENS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    "validation": ("validate", ":material/balance:", "validation", {}),
     "run": ("run", ":material/timeline:", "folder", {"from": "A run folder"}),
 }
 
@@ -51,17 +52,17 @@ def _start(board: Jobs, known: Mapping[str, Kind]) -> None:
     if missing := live_missing():
         st.info(missing, icon=":material/download:")
         return
-    name = st.segmented_control(
+    titled = {kind.title: kind for kind in known.values()}
+    title = st.segmented_control(
         "What to start",
-        list(known),
-        default=next(iter(known)),
-        format_func=lambda name: known[name].title,
+        list(titled),
+        default=next(iter(titled)),
         key="kind",
         required=True,
         label_visibility="collapsed",
         bind="query-params",
     )
-    kind = known[name or next(iter(known))]
+    kind = titled.get(title or "") or next(iter(titled.values()))
     st.markdown(kind.about)
     params = settings(kind)
     st.code(kind.line(params, Path(RESULTS)), language="bash", wrap_lines=True)
@@ -108,22 +109,11 @@ def _history(board: Jobs, jobs: Sequence[Job], known: Mapping[str, Kind], now_s:
     table = jobwords.table(jobs, known, now_s)
     st.dataframe(table, hide_index=True, width="stretch", key="history", alt="Jobs that have ended, newest first")
     download_csv(table, "jobs")
-    by_id = {job.id: job for job in jobs}
-    chosen = st.selectbox(
-        "Look at",
-        list(by_id),
-        format_func=lambda identity: _named(by_id[identity], known, now_s),
-        key="job",
-        bind="query-params",
-    )
-    if chosen in by_id:
+    named = {f"{job.id[:6]} {known[job.kind].title}": job for job in jobs}
+    chosen = st.selectbox("Look at", list(named), key="job", bind="query-params")
+    if chosen in named:
         with st.container(border=True):
-            _ended(board, by_id[chosen], known[by_id[chosen].kind], now_s)
-
-
-def _named(job: Job, known: Mapping[str, Kind], now_s: float) -> str:
-    ended = jobwords.ago(now_s - jobwords.ended_s(job))
-    return f"{job.id[:6]} · {known[job.kind].title} · {job.state} {ended}"
+            _ended(board, named[chosen], known[named[chosen].kind], now_s)
 
 
 def _ended(board: Jobs, job: Job, kind: Kind, now_s: float) -> None:

@@ -125,3 +125,16 @@ def leankv_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("LEANKV_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def made() -> Any:
+    """The module of hand-made results."""
+    import importlib.util
+
+    path = Path(__file__).with_name("made.py")
+    found = importlib.util.spec_from_file_location("leankv_tests_made", path)
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module

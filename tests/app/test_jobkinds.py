@@ -24,7 +24,7 @@ def test_a_field_becomes_words_and_an_empty_one_none() -> None:
     assert jobkinds.KV.words(None) == []
     assert Field("--quick", "Quick", "switch", True).words(True) == ["--quick"]
     assert Field("--quick", "Quick", "switch", True).words(False) == []
-    assert Field("--load", "Loads", "several").words(["low", "knee"]) == ["--load", "low", "knee"]
+    assert Field("--load", "Loads", "several").words(["low", "knee"]) == ["--load", "low", "--load", "knee"]
 
 
 def test_a_command_line_can_be_pasted_into_a_terminal(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "PolicyProfile",
     "Profile",
     "StepFit",
+    "device_preset",
     "load_profile",
     "load_steps",
     "profile_device",
@@ -99,6 +100,14 @@ class Profile:
     def source(self) -> str:
         """How outputs name it."""
         return f"profile ({self.device['name']}, {self.created[:10]})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's configuration says of it: enough to tell it from every other."""
+        fits = {name: policy.fit.to_dict() for name, policy in self.policies.items()}
+        kept = {name: policy.retention.to_dict() for name, policy in self.policies.items() if policy.retention}
+        described = {"device": dict(self.device), "created": self.created}
+        return {**described, "contents": config_hash({"fits": fits, "retention": kept})}
 
     def of(self, policy: str, specification: str) -> PolicyProfile:
         """What was measured of a policy. Raises InputError where it was not, or with other knobs."""
@@ -182,11 +191,15 @@ def require_fits(profile: Profile, model: ModelSpec | None = None, device: Mappi
             )
 
 
+def device_preset(profile: Profile) -> DeviceSpec:
+    """The preset whose name is among the words of the measured device's, cpu where none is."""
+    words = str(profile.device["name"]).lower().replace("-", " ").split()
+    return next((each for key, each in DEVICES.items() if key.split("-")[0] in words), DEVICES["cpu"])
+
+
 def profile_device(profile: Profile) -> DeviceSpec:
     """The device as the simulator needs it: a preset's figures under the measured name and memory."""
-    name = str(profile.device["name"])
-    words = name.lower().replace("-", " ").split()
-    preset = next((each for key, each in DEVICES.items() if key.split("-")[0] in words), DEVICES["cpu"])
+    name, preset = str(profile.device["name"]), device_preset(profile)
     return replace(preset, name=name, memory_bytes=int(profile.device.get("memory_bytes", preset.memory_bytes)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -11,6 +11,7 @@ from leankv.serving.devices import DeviceSpec
 from leankv.serving.errors import InputError
 from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
+from leankv.serving.profile import Profile, require_fits
 from leankv.simulator.forecast import Accuracy
 
 
@@ -23,7 +24,8 @@ class SimulationConfig:
     `slo` maps "ttft", "tpot", "e2el" to milliseconds. `per_step` runs the slow oracle in place of the jumping engine.
     `max_concurrency` closes the loop: at most so many requests in flight. `step_overhead_ms` replaces the host's time
     of a step that the GPU waits for (default: `step_time.overhead.STEP_S`). `policies`: what the replicas serve, in
-    turn, where they differ; `policy` is then the first of them. `accuracy`: of routers that predict.
+    turn, where they differ; `policy` is then the first of them. `accuracy`: of routers that predict. `profile`: where
+    step times and retention come from, with `step_time` "profile".
     """
 
     model: ModelSpec
@@ -42,6 +44,7 @@ class SimulationConfig:
     max_concurrency: int | None = None
     prefix_caching: bool = False
     slo: Mapping[str, float] = field(default_factory=dict)
+    profile: Profile | None = None
     seed: int = 0
     per_step: bool = False
     policies: tuple[Policy, ...] = ()
@@ -60,6 +63,7 @@ class SimulationConfig:
         if self.step_overhead_ms is not None and not 0 <= self.step_overhead_ms < inf:
             raise InputError(f"step_overhead_ms is {self.step_overhead_ms}: give milliseconds, 0 or more")
         self._check_policies()
+        self._check_profile()
         unknown = set(self.slo) - {"ttft", "tpot", "e2el"}
         if unknown:
             raise InputError(f"unknown SLO {sorted(unknown)[0]!r}: choose from ttft, tpot, e2el (in ms)")
@@ -74,6 +78,15 @@ class SimulationConfig:
             )
         if self.prefix_caching:
             raise InputError(f"{self.policy_name}: prefix caching needs one policy; drop --prefix-caching")
+
+    def _check_profile(self) -> None:
+        if (self.profile is not None) != (self.step_time == "profile"):
+            raise InputError("step times from a profile need the profile: give --profile DIR, or another --step-time")
+        if self.profile is None:
+            return
+        require_fits(self.profile, self.model)
+        if self.step_overhead_ms is not None:
+            raise InputError("--step-overhead-ms: a profile's steps were measured with it; leave it out")
 
     @property
     def policy_name(self) -> str:
@@ -110,7 +123,9 @@ class SimulationConfig:
         policies = self.policies or (self.policy,)
         named["policies"] = [policy.name for policy in policies]
         specification = " + ".join(map(repr, policies))
-        return {**asdict(self), **named, "gpus": self.gpus, "specification": specification}
+        plain = asdict(replace(self, profile=None, step_time="roofline")) | {"step_time": self.step_time}
+        profile = None if self.profile is None else self.profile.identity
+        return {**plain, **named, "profile": profile, "gpus": self.gpus, "specification": specification}
 
     def _activation_bytes(self) -> float:
         """Activations of a full step: the widest of MLP and logits, in 16 bits, twice (input and output)."""

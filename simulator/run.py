@@ -24,6 +24,7 @@ from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.routing import PREDICTIVE, Router, router_named
+from leankv.simulator.step_time.profile import measured, with_measured_retention
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
@@ -75,13 +76,32 @@ def deploy(config: SimulationConfig) -> Deployment:
     Raises:
         InputError: the model does not fit, or the step-time source has no figures for the device.
     """
+    config = as_measured(config)
     memory = MemoryModel(config.policy, config.model, config.tp, chunked_prefill=config.chunked_prefill)
     kv_bytes = config.kv_bytes()
-    step_time = step_time_named(config.step_time, config.model, config.device, config.tp, _overhead(config))
+    step_time = step_time_of(config)
     costs = StepCosts(step_time, config.policy, config.max_num_batched_tokens, config.max_num_seqs)
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
     capacity = memory.capacity(kv_bytes, config.max_num_seqs)
     return Deployment(config, memory, step_time, costs, ReadCurves(memory, step_time.read_factors(memory)), kv_bytes, capacity, limits)
+
+
+def as_measured(config: SimulationConfig) -> SimulationConfig:
+    """With a profile: the retention measured.
+
+    Raises:
+        InputError: the policy was not measured.
+    """
+    if config.profile is None:
+        return config
+    return replace(config, policy=with_measured_retention(config.profile, config.policy))
+
+
+def step_time_of(config: SimulationConfig) -> StepTimeModel:
+    """The step-time model of one policy. Raises InputError where the source has no figures for it or the device."""
+    if config.profile is not None:
+        return measured(config.profile, config.policy, config.tp)
+    return step_time_named(config.step_time, config.model, config.device, config.tp, _overhead(config))
 
 
 def _overhead(config: SimulationConfig) -> Overhead:

@@ -1,9 +1,24 @@
 """The unified KV cache: requests under any mix of live policies in one pool of equal pages.
 
 Per request, layer and KV head a list of pages in at most two tiers. The page manager, scores and positions live on the
-device. A decode step (`prepare_step`) decides for all layers at once (`begin_step`), stores and attends layer by layer
-(`decode`), and closes (`end_step`). A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and
-`store_chunk`, then `end_chunk`.
+device. A prompt comes in chunks: `begin_chunk`, then for each layer `prefix` and `store_chunk`, then `end_chunk`. A
+decode step is `prepare_step`, `begin_step`, `decode` layer by layer, `end_step`.
+
+What belongs to whom, on CUDA:
+
+    begin_step, decode           on the device: they read a slot tensor and device memory, launch and allocate the same
+                                 whatever these hold, and look at nothing on the host that changes between steps; a
+                                 CUDA graph can hold them, captured with a static slot tensor of at most `largest_batch`
+                                 entries (-1 is padding). The step that `begin_step` opens may be replayed without it.
+    prepare_step, end_step       on the host, before and after a step or its replay: from the requests' lengths they
+                                 know whose window is full and who is classified again, and launch that for those alone.
+    admit, begin_chunk, prefix,  on the host, at shapes that follow from lengths; of prompts that are compressed the
+    store_chunk, end_chunk,      device decides what stays.
+    free
+    met, measure, pages_of,      wait for the device; so does reading `faults` or `free_pages`, which are left there.
+    check_integrity
+
+Nothing in the first three groups waits for the device. Neither a shortage nor a bad key raises there: `faults` tells.
 """
 
 from __future__ import annotations
@@ -14,11 +29,12 @@ import torch
 from torch import Tensor
 
 from leankv.backend import cache_measure, cache_prompt, cache_residual, cache_step
+from leankv.backend.cache_buffers import StepBuffers, largest_batch, step_buffers
 from leankv.backend.cache_measure import Measured
 from leankv.backend.cache_plan import CacheShape
-from leankv.backend.cache_slots import Request, SlotState
+from leankv.backend.cache_slots import Request, SlotState, slot_numbers
 from leankv.kernels import pages as pg
-from leankv.kernels.attention import DecodeWorkspace, decode_attention
+from leankv.kernels.attention import decode_attention
 from leankv.kernels.layout import new_pool
 from leankv.kernels.paths import Path, path_for
 from leankv.kernels.selectors import decode_rule
@@ -30,7 +46,8 @@ from leankv.serving.pool_plan import most_pages_a_row, page_bytes_of, pages_in, 
 class KVCache:
     """See the module. `key_means` float32 [layers, kv_heads, head_dim] is needed by policies that centre keys.
 
-    memory_bytes: for the pool, its tables and counters. slots: requests at once. max_tokens: longest request.
+    memory_bytes: for the pool, its tables and counters, and on CUDA what the kernels write between their launches.
+    slots: requests at once. max_tokens: longest request.
     Raises ValueError where the memory holds no page, a policy does not run live, or key means are missing.
     """
 
@@ -50,21 +67,27 @@ class KVCache:
         self.page_bytes = page_bytes_of(policies, shape.head_dim)
         self.policies = policy_layouts(policies, shape.head_dim, self.page_bytes)
         self.rules = tuple(decode_rule(policy) for policy in policies)
+        self.largest_batch = largest_batch(slots)
+        self.path = path_for(torch.empty(0, device=device), path)
+        self._buffers: StepBuffers | None = None
+        if self.path == "triton":
+            self._buffers = step_buffers(shape, policies, slots, max_tokens, torch.device(device))
+            memory_bytes -= self._buffers.nbytes
         columns = most_pages_a_row(self.policies, max_tokens)
         pages = pages_in(memory_bytes, self.page_bytes, slots * shape.layers * shape.kv_heads, columns)
         if pages < 1:
-            raise ValueError(f"{memory_bytes} bytes hold no page beside the page tables; give more, or fewer slots")
+            raise ValueError(
+                f"{max(0, memory_bytes)} bytes hold no page beside the page tables; give more, or fewer slots"
+            )
         self.pool = new_pool(pages, self.page_bytes, device)
         self.tables = pg.page_tables(slots, shape.layers, shape.kv_heads, columns, pages, device)
         self.layouts = tuple(dict.fromkeys(layout for laid in self.policies for layout in laid.tiers))
         self.state = SlotState.empty(slots, device)
         self.requests: dict[int, Request] = {}
         self.errors = torch.zeros(1, dtype=torch.int32, device=device)
-        self.path = path_for(self.pool, path)
         self._transforms = tuple(self._transform_of(policy, key_means) for policy in policies)
         self.rotates = any(transforms[0].rotated for transforms in self._transforms)
         self._step: cache_step.Step | None = None
-        self._workspaces: dict[int, DecodeWorkspace] = {}
 
     def admit(self, slot: int, prompt: int, policy: int = 0, alphas: tuple[float, float] | None = None) -> None:
         """Open `slot` for a request of `prompt` tokens; `alphas`: its own (alpha_low, alpha_high) thresholds."""
@@ -73,7 +96,7 @@ class KVCache:
 
     def free(self, slots: Sequence[int]) -> None:
         """Give back all pages of `slots`: finished requests, or preempted ones that will be computed again."""
-        number = torch.tensor(list(slots), dtype=torch.int32, device=self.pool.device)
+        number = slot_numbers(slots, self.pool.device)
         pg.free(self.tables, pg.rows_of(self.tables, number), path=self.path)
         self.state.clear(number)
         for slot in slots:
@@ -81,6 +104,7 @@ class KVCache:
 
     def begin_chunk(self, slot: int, tokens: int) -> None:
         """Take the pages for the next `tokens` prompt tokens, in all layers; `met` tells whether there were enough."""
+        pg.forget_unmet(self.tables)
         cache_prompt.reserve(self, slot, tokens)
 
     def prefix(self, slot: int, layer: int) -> tuple[Tensor, Tensor]:
@@ -91,8 +115,8 @@ class KVCache:
     def store_chunk(self, slot: int, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> None:
         """Store a chunk of a prompt: queries [n, heads, head_dim], keys and values [n, kv_heads, head_dim], after RoPE.
 
-        The last chunk of a policy that scores prompts compresses the layer. With more than one such layer's pages to
-        take, `met` speaks of the last.
+        The last chunk of a policy that scores prompts compresses the layer, which takes and frees pages; a layer that
+        finds too few stays as it was.
         """
         cache_prompt.store_chunk(self, slot, layer, queries, keys, values, scale)
 
@@ -107,17 +131,15 @@ class KVCache:
             self.state.open(slot, request, [*formats, -1][:2], rotated)
 
     def prepare_step(self, slots: Sequence[int]) -> None:
-        """On the host, before the step of `slots`: full windows of KIVI's requests pass a block on.
-
-        What follows until `end_step` depends on device memory alone, so a CUDA graph can hold it.
-        """
+        """On the host, before the step of `slots`: full windows of KIVI's requests pass a block on."""
         cache_residual.flush_full_windows(self, slots)
 
     def begin_step(self, slots: Tensor) -> None:
         """Make room for one new token of each of `slots` (int32 [batch], -1 is padding) in every layer and head.
 
-        If pages do not suffice nothing changes: `met` is false, and the step must not go on.
+        If pages do not suffice nothing changes: `met` is false, and what the step computes counts for nothing.
         """
+        pg.forget_unmet(self.tables)
         self._step = cache_step.begin(self, slots)
 
     def decode(
@@ -136,7 +158,7 @@ class KVCache:
         cache_step.store_new(self, self._step, layer, keys, values)
         output = torch.empty_like(queries)
         view, gains = cache_step.layer_view(self, layer), self._step.contributions
-        workspace = self._workspace(len(queries)) if self.path == "triton" else None
+        workspace = self.buffers.attention.for_batch(len(queries)) if self.path == "triton" else None
         decode_attention(queries, view, self._step.slots, scale, output, gains, workspace, self.path)
         cache_step.update(self, self._step, layer)
         return output
@@ -150,8 +172,16 @@ class KVCache:
 
     @property
     def met(self) -> bool:
-        """Whether the last call found the pages that it needed. Waits for the device."""
-        return bool(pg.met(self.tables))
+        """Whether all layers found the pages they needed since the last `begin_step` or `begin_chunk`. Waits."""
+        return bool(pg.all_met(self.tables))
+
+    def faults(self) -> Tensor:
+        """What went wrong in the cache's life so far, int32 [3] on the device; all zeros in a sound one.
+
+        The largest shortage in pages, the largest excess of a head over its page table, and how many rows of keys or
+        values were not finite or beyond float16's range (on a CPU these raise ValueError at once).
+        """
+        return torch.cat([self.tables.state[pg.DEFICIT : pg.UNMET], self.errors])
 
     @property
     def free_pages(self) -> Tensor:
@@ -168,7 +198,7 @@ class KVCache:
 
     def pages_of(self, slot: int) -> tuple[int, int]:
         """Pages of a request by tier, over all layers and heads. Waits for the device."""
-        rows = pg.rows_of(self.tables, torch.tensor([slot], device=self.pool.device)).flatten()
+        rows = self.rows_of(slot)
         high, low = pg.pages_held(self.tables.counts[rows], self.tables.tokens_per_page[rows]).sum(0).tolist()
         return high, low
 
@@ -184,6 +214,21 @@ class KVCache:
         """How keys of a layer are stored under a policy."""
         return self._transforms[policy][layer]
 
+    def rows_of(self, slot: int, layers: slice = slice(None)) -> Tensor:
+        """Rows of the page tables of a slot, int32 [layers * kv_heads], without a copy from the host."""
+        number = torch.full((1,), slot, dtype=torch.int32, device=self.pool.device)
+        return pg.rows_of(self.tables, number, layers).flatten()
+
+    @property
+    def buffers(self) -> StepBuffers:
+        """What the kernels write between their launches."""
+        if self._buffers is None:
+            policies = [laid.policy for laid in self.policies]
+            self._buffers = step_buffers(
+                self.shape, policies, self.tables.slots, self.max_tokens, self.pool.device
+            )  # fmt: skip
+        return self._buffers
+
     def _transform_of(self, policy: Policy, means: Tensor | None) -> tuple[KeyTransform, ...]:
         centred, rotated = "centred" in policy.key_transform, "rotated" in policy.key_transform
         if centred and means is None:
@@ -192,16 +237,3 @@ class KVCache:
             return (AS_THEY_ARE,) * self.shape.layers
         chosen = means.to(self.pool.device) if centred and means is not None else [None] * self.shape.layers
         return tuple(KeyTransform(mean, rotated) for mean in chosen)
-
-    def _workspace(self, batch: int) -> DecodeWorkspace:
-        """Buffers of decode attention for a batch bucket, made once."""
-        if batch not in self._workspaces:
-            from leankv.kernels.attention_triton import decode_workspace, splits_for
-
-            shape, device = self.shape, self.pool.device
-            units = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-            splits = splits_for(batch, shape.heads, shape.kv_heads, self.max_tokens, units)
-            self._workspaces[batch] = decode_workspace(
-                batch, shape.heads, shape.kv_heads, shape.head_dim, self.max_tokens, splits, device
-            )
-        return self._workspaces[batch]

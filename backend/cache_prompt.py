@@ -40,20 +40,19 @@ def reserve(cache: KVCache, slot: int, tokens: int) -> None:
     assert request.done + tokens <= request.prompt, "a chunk passes the prompt's end"
     if request.layout.staging is not None and tokens == request.prompt:
         return
-    rows = pg.rows_of(cache.tables, torch.tensor([slot], device=cache.pool.device)).flatten()
+    rows = cache.rows_of(slot)
     # KIVI's window may shrink, but not before every layer has read it: `settle` does that.
     wanted = torch.maximum(_counts(rows, request, request.done + tokens), cache.tables.counts[rows.long()])
     layouts = (request.layout.staging,) if request.layout.staging else request.layout.tiers
-    capacity = [layout.tokens for layout in layouts] + [0] * (2 - len(layouts))
-    per_page = torch.tensor(capacity, dtype=torch.int32, device=rows.device).expand(len(rows), 2)
-    pg.resize(cache.tables, rows, wanted, per_page.contiguous(), path=cache.path)
+    high, low, *_ = [layout.tokens for layout in layouts] + [0]
+    pg.resize(cache.tables, rows, wanted, _pairs(rows, high, low), path=cache.path)
 
 
 def settle(cache: KVCache, slot: int) -> None:
     """Give back what the chunk that was just stored no longer needs."""
     request = cache.requests[slot]
     if isinstance(request.layout.policy.budget, Residual):
-        rows = pg.rows_of(cache.tables, torch.tensor([slot], device=cache.pool.device)).flatten()
+        rows = cache.rows_of(slot)
         pg.resize(cache.tables, rows, _counts(rows, request, request.done), path=cache.path)
 
 
@@ -106,7 +105,14 @@ def _tier_tokens(request: Request, tokens: int) -> tuple[int, int]:
 
 
 def _counts(rows: Tensor, request: Request, tokens: int) -> Tensor:
-    return torch.tensor([_tier_tokens(request, tokens)], dtype=torch.int32, device=rows.device).repeat(len(rows), 1)
+    return _pairs(rows, *_tier_tokens(request, tokens))
+
+
+def _pairs(rows: Tensor, high: int, low: int) -> Tensor:
+    """int32 [len(rows), 2], filled on the device: a copy from the host would wait for it."""
+    pairs = torch.full((len(rows), 2), low, dtype=torch.int32, device=rows.device)
+    pairs[:, 0] = high
+    return pairs
 
 
 def _chunk(cache: KVCache, first: int, keys: Tensor, values: Tensor) -> Tokens:
@@ -126,8 +132,7 @@ def _joined(parts: list[Tokens]) -> Tokens:
 
 
 def _rows(cache: KVCache, slot: int, layer: int) -> Tensor:
-    number = torch.tensor([slot], device=cache.pool.device)
-    return pg.rows_of(cache.tables, number, slice(layer, layer + 1)).flatten()
+    return cache.rows_of(slot, slice(layer, layer + 1))
 
 
 def _read(cache: KVCache, rows: Tensor, request: Request, layer: int, tier: int, tokens: Tensor) -> Tokens:
@@ -163,10 +168,11 @@ def _store_as_it_stays(cache: KVCache, slot: int, layer: int, request: Request, 
     transform, tiers = cache.transform(request.policy, layer), request.layout.tiers
     if isinstance(budget, SinkRecent):
         length = request.done + len(chunk.keys)
-        position = torch.arange(request.done, length, device=rows.device)
-        kept = (position < budget.sink) | (position >= length - budget.recent)
-        part = Tokens(chunk.keys[kept], chunk.values[kept], chunk.scores[kept], chunk.positions[kept])
-        _store_at(cache, rows, tiers[0], HIGH, ring_place(budget, position[kept]), part, transform)
+        of_sink = slice(0, max(0, min(budget.sink, length) - request.done))
+        of_ring = slice(max(budget.sink, length - budget.recent, request.done) - request.done, None)
+        for part in (of_sink, of_ring):
+            position = torch.arange(request.done, length, device=rows.device)[part]
+            _store_at(cache, rows, tiers[0], HIGH, ring_place(budget, position), _cut(chunk, part), transform)
     elif isinstance(budget, Residual):
         _store_residual(cache, rows, layer, request, budget, chunk)
     else:

@@ -1,6 +1,7 @@
 """KIVI's window in the unified cache: the newest tokens in full precision, in the order of their positions.
 
-When the window is full, its oldest block is quantized as a group into the low tier and the others move up.
+When the window is full, its oldest block is quantized as a group into the low tier and the others move up. Which
+windows are full the host knows; whether there were pages for it, the device alone.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from leankv.kernels import bookkeeping
 from leankv.kernels import pages as pg
-from leankv.kernels.layout import HIGH, LOW, locate
+from leankv.kernels.classify import HIGH, LOW
+from leankv.kernels.layout import locate
 from leankv.kernels.store import gather, store
 from leankv.serving.policies.budgets import Residual
 
@@ -40,27 +43,35 @@ def _is_full(request: Request) -> bool:
 
 
 def _flush(cache: KVCache, slot: int) -> None:
-    request = cache.requests[slot]
+    request, tables = cache.requests[slot], cache.tables
     budget, (high, low) = request.layout.policy.budget, request.layout.tiers
     assert isinstance(budget, Residual)
-    rows = pg.rows_of(cache.tables, torch.tensor([slot], device=cache.pool.device)).flatten()
-    before = cache.tables.counts[rows]
-    held = int(before[0, 0])
-    if held < budget.recent:
-        return  # a step that was short of pages is tried again, and its window has been flushed
-    block = torch.tensor([0, budget.block], dtype=torch.int32, device=rows.device)
-    pg.resize_if_possible(cache.tables, rows, before + block, path=cache.path)
-    if not cache.met:
-        return
-    table, device = cache.tables.table[rows.long()], cache.pool.device
-    oldest = torch.arange(budget.block, device=device).expand(len(rows), -1)
-    page, place = (each.T.contiguous() for each in locate(table, oldest, HIGH, high))
-    tokens = gather(cache.pool, high, page, place, path=cache.path)
-    page, place = (each.T.contiguous() for each in locate(table, oldest + before[:, 1:], LOW, low))
-    store(cache.pool, low, page, place, tokens, errors=cache.errors, path=cache.path)
+    rows = cache.rows_of(slot)
+    before = tables.counts[rows]
+    # A step that was short of pages is tried again, and its window may have been flushed.
+    full = before[:, 0] >= budget.recent
+    pg.resize_if_possible(tables, torch.where(full, rows, -1), _plus(before, 1, budget.block), path=cache.path)
+    going = full & pg.last_met(tables)
+    listed = torch.where(going, rows, -1)
 
-    rest = torch.arange(budget.block, held, device=device).expand(len(rows), -1)
-    bookkeeping.copy_tokens(
-        cache.pool, high, locate(table, rest, HIGH, high), locate(table, rest - budget.block, HIGH, high)
-    )
-    pg.resize(cache.tables, rows, before + block - block.flip(0), path=cache.path)
+    table = tables.table[rows.long()]
+    oldest = torch.arange(budget.block, device=rows.device).expand(len(rows), -1)
+    page, place = locate(table, oldest, HIGH, high)
+    tokens = gather(cache.pool, high, _there(page, going), place.T.contiguous(), path=cache.path)
+    page, place = locate(table, oldest + before[:, 1:], LOW, low)
+    store(cache.pool, low, _there(page, going), place.T.contiguous(), tokens, errors=cache.errors, path=cache.path)
+
+    bookkeeping.drop_oldest(cache.pool, tables, high, listed, budget.block, cache.path)
+    pg.resize(tables, listed, _plus(tables.counts[rows], 0, -budget.block), path=cache.path)
+
+
+def _plus(counts: Tensor, tier: int, tokens: int) -> Tensor:
+    """`counts` int32 [n, 2] with `tokens` more in one tier."""
+    more = counts.clone()
+    more[:, tier] += tokens
+    return more
+
+
+def _there(page: Tensor, going: Tensor) -> Tensor:
+    """[block, rows] out of [rows, block], -1 where nothing goes on."""
+    return torch.where(going[:, None], page, -1).T.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -103,7 +104,8 @@ class SlotState:
         self.capacity[slot] = capacity(policy, request.prompt)
         self.recent[slot] = recent_tokens(policy, request.prompt)
         self.rotated[slot] = int(rotated)
-        self.formats[slot] = torch.tensor(formats, dtype=torch.int32)
+        for tier, format in enumerate(formats):
+            self.formats[slot, tier] = format
         self.alpha_low[slot], self.alpha_high[slot] = request.thresholds
 
     def clear(self, slots: Tensor) -> None:
@@ -114,3 +116,10 @@ class SlotState:
     def advance(self, slots: Tensor) -> None:
         """One more position is cached in `slots` (int [batch], -1 is padding)."""
         self.length.index_add_(0, slots.clamp(min=0).long(), (slots >= 0).to(torch.int32))
+
+
+def slot_numbers(slots: Sequence[int], device: torch.device) -> Tensor:
+    """int32 [len(slots)] on the device, without waiting for it."""
+    if device.type != "cuda":
+        return torch.tensor(list(slots), dtype=torch.int32, device=device)
+    return torch.tensor(list(slots), dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from leankv.backend.cache_slots import slot_numbers
 from leankv.kernels import pages as pg
 from leankv.kernels.attention import LayerCache
 from leankv.kernels.decode_rules import StepInputs
@@ -69,11 +70,11 @@ def begin(cache: KVCache, slots: Tensor) -> Step:
         made = make_room(*where, rows.rows, plan, cache.errors, cache.path)
         page, place = (_by_layer(cache, each).view(cache.shape.layers, -1, cache.shape.kv_heads) for each in made)
         # A captured step runs on after a shortage: without rows it leaves the scores alone, too.
-        going = replace(rows, rows=torch.where(pg.met(cache.tables), rows.rows, -1))
+        going = replace(rows, rows=torch.where(pg.last_met(cache.tables), rows.rows, -1))
         positions = position[members, None].expand(page.shape[1:]).contiguous()
         scores = torch.zeros(positions.shape, device=positions.device)
         shares.append(Share(policy, members, _inputs_by_layer(cache, going), page, place, positions, scores))
-    cache.state.advance(torch.where(pg.met(cache.tables), slots, -1))
+    cache.state.advance(torch.where(pg.last_met(cache.tables), slots, -1))
     return Step(slots, position, tuple(shares), _contributions(cache, slots))
 
 
@@ -120,10 +121,19 @@ def recompress_due(cache: KVCache, slots: Sequence[int]) -> None:
             continue
         due = [s for s in slots if cache.requests[s].policy == policy and cache.requests[s].recompresses]
         if due:
-            inputs = _inputs(cache, torch.tensor(due, dtype=torch.int32, device=cache.pool.device))
-            high, low = laid.tiers
-            window = laid.policy.score.window
-            recompress(cache.pool, cache.tables, (high, low), budget, inputs, window, cache.errors, cache.path)
+            _recompress(cache, policy, budget, slot_numbers(due, cache.pool.device))
+
+
+def _recompress(cache: KVCache, policy: int, budget: MassTiers, slots: Tensor) -> None:
+    """Compress again all heads of `slots` int32 [n], as many at a time as the workspace holds."""
+    high, low = cache.policies[policy].tiers
+    window = cache.policies[policy].policy.score.window
+    every, workspace = _inputs(cache, slots), cache.buffers.recompression if cache.path == "triton" else None
+    at_once = workspace.rows if workspace else len(every.rows)
+    for first in range(0, len(every.rows), at_once):
+        some = StepInputs(*(getattr(every, name)[first : first + at_once] for name in StepInputs.__dataclass_fields__))
+        where = cache.pool, cache.tables, (high, low)
+        recompress(*where, budget, some, window, cache.errors, cache.path, workspace)
 
 
 def _members(cache: KVCache, slots: Tensor, policy: int) -> tuple[Tensor, Tensor]:
@@ -177,8 +187,9 @@ def _contributions(cache: KVCache, slots: Tensor) -> Tensor | None:
     """Room for what each cached token is given, as wide as the longest request may get (on a CPU: is)."""
     if not any(laid.policy.bookkeeping for laid in cache.policies):
         return None
-    tokens = cache.max_tokens
-    if cache.path != "triton":
-        rows = pg.rows_of(cache.tables, slots.to(torch.int32)).flatten()
-        tokens = int(cache.tables.counts[rows.clamp(min=0)].sum(1).max())
+    if cache.path == "triton":
+        assert cache.buffers.contributions is not None and len(slots) <= cache.largest_batch
+        return cache.buffers.contributions[: len(slots)]
+    rows = pg.rows_of(cache.tables, slots.to(torch.int32)).flatten()
+    tokens = int(cache.tables.counts[rows.clamp(min=0)].sum(1).max())
     return torch.empty(len(slots), cache.shape.kv_heads, tokens, device=cache.pool.device)

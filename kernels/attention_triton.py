@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +66,67 @@ def decode_workspace(
         maxima=empty(batch, heads, triton.cdiv(capacity, TILE) + 1),
         lse=empty(batch, heads),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeBuffers:
+    """Memory for the workspaces of all batches up to the largest, made once and shared by them.
+
+    query, weights, maxima, lse: as in `DecodeWorkspace`, for the largest batch. partial float32 [n, head_dim] and
+    partial_lse float32 [n]: n query heads' splits, as many as any batch has.
+    """
+
+    query: Tensor
+    partial: Tensor
+    partial_lse: Tensor
+    weights: Tensor
+    maxima: Tensor
+    lse: Tensor
+    kv_heads: int
+    capacity: int
+    multiprocessors: int
+
+    def for_batch(self, batch: int) -> DecodeWorkspace:
+        """The workspace of a batch: views, which allocate nothing."""
+        _, heads, head_dim = self.query.shape
+        splits = splits_for(batch, heads, self.kv_heads, self.capacity, self.multiprocessors)
+        n = batch * heads * splits
+        return DecodeWorkspace(
+            query=self.query[:batch],
+            partial=self.partial[:n].view(batch, heads, splits, head_dim),
+            partial_lse=self.partial_lse[:n].view(batch, heads, splits),
+            weights=self.weights[:batch],
+            maxima=self.maxima[:batch],
+            lse=self.lse[:batch],
+        )
+
+
+def decode_buffers(
+    batch: int, heads: int, kv_heads: int, head_dim: int, capacity: int, scored: bool, device: torch.device
+) -> DecodeBuffers:
+    """Buffers for up to `batch` requests of up to `capacity` tokens; `scored`: contributions will be asked for."""
+    units = multiprocessors(device)
+    splits = max(each * splits_for(each, heads, kv_heads, capacity, units) for each in range(1, batch + 1))
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    return DecodeBuffers(
+        query=empty(batch, heads, head_dim),
+        partial=empty(splits * heads, head_dim),
+        partial_lse=empty(splits * heads),
+        weights=empty(batch, heads, capacity if scored else 0, dtype=torch.float16),
+        maxima=empty(batch, heads, triton.cdiv(capacity, TILE) + 1 if scored else 0),
+        lse=empty(batch, heads),
+        kv_heads=kv_heads,
+        capacity=capacity,
+        multiprocessors=units,
+    )
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 for the interpreter."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
 def decode_attention(

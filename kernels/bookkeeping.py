@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from leankv.kernels import segments
+from leankv.kernels.layout import HIGH, locate
+from leankv.kernels.pages import PageTables
+from leankv.kernels.paths import Path, path_for
 from leankv.serving.pages import PageLayout
 
 LEAN = 5
@@ -49,6 +52,29 @@ def copy_tokens(pool: Tensor, layout: PageLayout, source: tuple[Tensor, Tensor],
     assert layout.format.key_axis == "token", "keys per channel move by groups only"
     for view in _fields(pool, layout):
         view[target] = view[source]
+
+
+def drop_oldest(
+    pool: Tensor, tables: PageTables, layout: PageLayout, rows: Tensor, number: int, path: Path | None = None
+) -> None:
+    """Move each token of the high tier of `rows` (int32 [n], -1 is padding) `number` places down, over the first.
+
+    The counts stay as they are; `number` is a multiple of 16.
+    """
+    counts = tables.counts[rows.clamp(min=0), 0]
+    if path_for(pool, path) == "triton":
+        from leankv.kernels import move_triton
+
+        places = torch.arange(tables.max_pages * layout.tokens, dtype=torch.int32, device=rows.device)[None]
+        lists = places[:, number:].expand(len(rows), -1), places[:, :-number].expand(len(rows), -1)
+        nothing = torch.zeros_like(rows)
+        move_triton.copy_tokens(pool, tables, layout, rows, HIGH, lists, nothing, counts - number)
+        return
+    moved = torch.arange(number, max(int(counts.max()), number), device=rows.device).expand(len(rows), -1)
+    there = (moved < counts[:, None]) & (rows >= 0)[:, None]
+    table = tables.table[rows.clamp(min=0)]
+    source, target = (locate(table, token, HIGH, layout) for token in (moved, moved - number))
+    copy_tokens(pool, layout, (source[0][there], source[1][there]), (target[0][there], target[1][there]))
 
 
 def _fields(pool: Tensor, layout: PageLayout) -> tuple[Tensor, ...]:

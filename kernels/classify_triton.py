@@ -37,10 +37,10 @@ def by_mass(
     """See `classify.by_mass`; positions below 2^24."""
     heads, tokens = significance.shape
     tiers = torch.empty(heads, tokens, dtype=torch.int8, device=significance.device)
+    given = significance.contiguous(), positions.contiguous(), _by_head(length, heads)
     mass_kernel[(heads,)](
-        significance.contiguous(), positions.contiguous(), _by_head(length, heads), tiers, tokens,
-        PRUNE=prune_share, LOW_SHARE=low_share, WINDOW=window, BLOCK=BLOCK,
-    )  # fmt: skip
+        *given, tiers, tiers, tokens, PRUNE=prune_share, LOW_SHARE=low_share, WINDOW=window, RAGGED=False, BLOCK=BLOCK
+    )
     return tiers
 
 
@@ -67,12 +67,12 @@ def threshold_kernel(
 
 
 @triton.jit
-def _load(significance, positions, head, first, tokens, newest, BLOCK: tl.constexpr):
+def _load(significance, positions, first, tokens, newest, BLOCK: tl.constexpr):
     """Significance as float64 (0 where no token is), packed order (largest where exempt or empty), and position."""
     token = first + tl.arange(0, BLOCK)
     there = token < tokens
-    position = tl.load(positions + head * tokens + token, mask=there, other=-1)
-    value = tl.load(significance + head * tokens + token, mask=there & (position >= 0), other=0.0)
+    position = tl.load(positions + token, mask=there, other=-1)
+    value = tl.load(significance + token, mask=there & (position >= 0), other=0.0)
     packed = (value.to(tl.int32, bitcast=True).to(tl.int64) << POSITION_BITS) | position.to(tl.int64)
     packed = tl.where((position >= 0) & (position < newest), packed, 0x7FFFFFFFFFFFFFFF)
     return value.to(tl.float64), packed, position
@@ -80,14 +80,18 @@ def _load(significance, positions, head, first, tokens, newest, BLOCK: tl.conste
 
 @triton.jit
 def mass_kernel(
-    significance, positions, length, tiers, tokens,
-    PRUNE: tl.constexpr, LOW_SHARE: tl.constexpr, WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+    significance, positions, length, tiers, held, width,
+    PRUNE: tl.constexpr, LOW_SHARE: tl.constexpr, WINDOW: tl.constexpr, RAGGED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Grid (heads): rows of `width` tokens; RAGGED: of which the first `held` int32 [heads] count."""
     head = tl.program_id(0).to(tl.int64)
+    tokens = tl.load(held + head) if RAGGED else width
+    significance += head * width
+    positions += head * width
     newest = tl.load(length + head) - WINDOW
     total = tl.zeros([], tl.float64)
     for first in range(0, tokens, BLOCK):
-        value, packed, position = _load(significance, positions, head, first, tokens, newest, BLOCK)
+        value, packed, position = _load(significance, positions, first, tokens, newest, BLOCK)
         total += tl.sum(value, 0)
     # The largest packed values within the shares, one bit a pass from the top; -1 where not even the least token fits.
     prune_cut = tl.full([], -1, tl.int64)
@@ -99,14 +103,14 @@ def mass_kernel(
         pruned = tl.zeros([], tl.float64)
         lowered = tl.zeros([], tl.float64)
         for first in range(0, tokens, BLOCK):
-            value, packed, position = _load(significance, positions, head, first, tokens, newest, BLOCK)
+            value, packed, position = _load(significance, positions, first, tokens, newest, BLOCK)
             pruned += tl.sum(tl.where(packed <= prune_try, value, 0.0), 0)
             lowered += tl.sum(tl.where(packed <= low_try, value, 0.0), 0)
         prune_cut = tl.where(pruned <= PRUNE * total, prune_try, prune_cut)
         low_cut = tl.where(lowered <= LOW_SHARE * total, low_try, low_cut)
     for first in range(0, tokens, BLOCK):
-        value, packed, position = _load(significance, positions, head, first, tokens, newest, BLOCK)
+        value, packed, position = _load(significance, positions, first, tokens, newest, BLOCK)
         tier = tl.where(packed <= prune_cut, 2, tl.where(packed <= low_cut, 1, 0))
         tier = tl.where(position < 0, 2, tier)
         token = first + tl.arange(0, BLOCK)
-        tl.store(tiers + head * tokens + token, tier.to(tl.int8), mask=token < tokens)
+        tl.store(tiers + head * width + token, tier.to(tl.int8), mask=token < tokens)

@@ -95,10 +95,16 @@ def _significance() -> Iterator[Variant]:
 
 
 def _classification() -> Iterator[Variant]:
-    tokens = {"significance": "*fp32", "positions": "*i32", "length": "*i32", "tiers": "*i8", "tokens": "i32"}
+    tokens = {"significance": "*fp32", "positions": "*i32", "length": "*i32", "tiers": "*i8"}
     block = {"WINDOW": 64, "BLOCK": classify_triton.BLOCK}
     strides = dict.fromkeys(("prune_stride_h", "prune_stride_t", "low_stride_h", "low_stride_t"), "i32")
     thresholds = {"prune_below": "*fp32", "low_below": "*fp32"}
-    yield Variant("classify: threshold", classify_triton.threshold_kernel, {**tokens, **thresholds, **strides}, block)
+    yield Variant(
+        "classify: threshold",
+        classify_triton.threshold_kernel,
+        {**tokens, **thresholds, "tokens": "i32", **strides},
+        block,
+    )
     shares = {"PRUNE": 0.01, "LOW_SHARE": 0.2}
-    yield Variant("classify: mass", classify_triton.mass_kernel, tokens, {**shares, **block})
+    ragged = {**tokens, "held": "*i32", "width": "i32"}
+    yield Variant("classify: mass", classify_triton.mass_kernel, ragged, {**shares, "RAGGED": True, **block})

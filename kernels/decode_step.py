@@ -24,7 +24,7 @@ from torch import Tensor
 from leankv.kernels import decode_step_reference, decode_step_torch
 from leankv.kernels.decode_rules import DEMOTE_OVER, DecodePlan, DecodeRule, StepInputs
 from leankv.kernels.layout import HIGH, LOW, locate
-from leankv.kernels.pages import PageTables, met
+from leankv.kernels.pages import PageTables, last_met
 from leankv.kernels.paths import Path, path_for
 from leankv.kernels.store import gather, store
 from leankv.serving.pages import PageLayout
@@ -64,7 +64,7 @@ def make_room(
     Returns page and place (int64 [n]) of each row's new token; the page is -1 for padding, and for every row if the
     pages did not suffice: then nothing is written.
     """
-    going = met(tables) & (rows >= 0)
+    going = last_met(tables) & (rows >= 0)
     table = tables.table[rows.clamp(min=0)]
     if rule.kind == "thresholds":
         demoted = going & (plan.case >= DEMOTE_OVER)

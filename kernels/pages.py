@@ -5,7 +5,8 @@ its low-tier pages from the right (LeanKV, arXiv 2412.03131, section 5). Every o
 once: each row counts its own need, a prefix sum gives each its place in the free list, then all write. Nothing is read
 back to the host.
 
-A call that cannot be met in full writes nothing: it records the shortage on the device and clears `OK` in `state`.
+A call that cannot be met in full writes nothing: it records the shortage on the device, clears `OK` in `state` and is
+counted in `UNMET`, so that one read tells of many calls.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from leankv.kernels import pages_reference, pages_torch
 from leankv.kernels.paths import Path, path_for
 
-HEAD, TAIL, FREE, DEFICIT, OVERFLOW, OK = range(6)
+HEAD, TAIL, FREE, DEFICIT, OVERFLOW, UNMET, OK = range(7)
 EMPTY = -1
 SCRATCH_BLOCKS = 1024
 
@@ -35,8 +36,9 @@ class PageTables:
     counts           int32 [rows, 2]: tokens held in the high and the low tier
     tokens_per_page  int32 [rows, 2]: tokens that a page of the tier holds, 0 where the row has no such tier
     free_list        int32 [pages]: circular; `FREE` entries from `HEAD` on are the free pages
-    state            int32 [6]: HEAD, TAIL, FREE, DEFICIT (largest shortage in pages), OVERFLOW (largest excess of a
-                     row over max_pages), OK (1 if the last call was met)
+    state            int32 [7]: HEAD, TAIL, FREE, DEFICIT (largest shortage in pages), OVERFLOW (largest excess of a
+                     row over max_pages), UNMET (calls that were not met since `forget_unmet`), OK (1 if the last
+                     call was met)
     scratch          int32 [SCRATCH_BLOCKS, 3]: block sums between the launches of one call
     """
 
@@ -86,7 +88,7 @@ def page_tables(
         counts=filled(0, rows, 2),
         tokens_per_page=filled(0, rows, 2),
         free_list=torch.arange(pages, dtype=torch.int32, device=device),
-        state=torch.tensor([0, 0, pages, 0, 0, 1], dtype=torch.int32, device=device),
+        state=torch.tensor([0, 0, pages, 0, 0, 0, 1], dtype=torch.int32, device=device),
         scratch=filled(0, SCRATCH_BLOCKS, 3),
     )
 
@@ -111,7 +113,7 @@ def resize(
     path             which of the three forms runs; by default the device's
 
     All or nothing: if the pages freed and the free ones do not cover the need, or a row would pass `max_pages`, only
-    `state` changes (`OK`, and `DEFICIT` or `OVERFLOW`). Page contents are the caller's.
+    `state` changes (`OK`, `UNMET`, and `DEFICIT` or `OVERFLOW`). Page contents are the caller's.
     """
     rows, tokens = rows.reshape(-1), tokens.reshape(-1, 2)
     assert tokens.shape[0] == rows.shape[0], "one pair of token counts a row"
@@ -129,16 +131,10 @@ def resize(
 
 
 def resize_if_possible(tables: PageTables, rows: Tensor, tokens: Tensor, path: Path | None = None) -> None:
-    """As `resize`, but a shortage is not recorded (only `met` tells): for changes that can wait."""
+    """As `resize`, but a shortage is not recorded (only `last_met` tells): for changes that can wait."""
     recorded = tables.state[DEFICIT:OK].clone()
     resize(tables, rows, tokens, path=path)
     tables.state[DEFICIT:OK] = recorded
-
-
-def append(tables: PageTables, rows: Tensor, grow: Tensor, path: Path | None = None) -> None:
-    """Room for `grow` (int32 [n, 2]) more tokens a tier at the end of every row; see `resize`."""
-    rows = rows.reshape(-1)
-    resize(tables, rows, tables.counts[rows.clamp(min=0)] + grow.reshape(-1, 2), path=path)
 
 
 def free(tables: PageTables, rows: Tensor, path: Path | None = None) -> None:
@@ -147,14 +143,19 @@ def free(tables: PageTables, rows: Tensor, path: Path | None = None) -> None:
     resize(tables, rows, torch.zeros(rows.shape[0], 2, dtype=torch.int32, device=rows.device), path=path)
 
 
-def met(tables: PageTables) -> Tensor:
+def last_met(tables: PageTables) -> Tensor:
     """Whether the last call was met: bool scalar tensor on the device."""
     return tables.state[OK] == 1
 
 
-def clear_shortage(tables: PageTables) -> None:
-    """Forget the recorded shortages, once the host has read them."""
-    tables.state[DEFICIT : OVERFLOW + 1].zero_()
+def forget_unmet(tables: PageTables) -> None:
+    """Count unmet calls anew; the largest shortages stay on record."""
+    tables.state[UNMET].zero_()
+
+
+def all_met(tables: PageTables) -> Tensor:
+    """Whether every call since `forget_unmet` was met: bool scalar tensor on the device."""
+    return tables.state[UNMET] == 0
 
 
 def pages_held(counts: Tensor, tokens_per_page: Tensor) -> Tensor:

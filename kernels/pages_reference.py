@@ -23,12 +23,13 @@ def resize(tables: PageTables, rows: Tensor, tokens: Tensor, tokens_per_page: Te
         new = [_pages(*pair) for pair in zip(wanted, capacity, strict=True)]
         plan.append((row, wanted, capacity, old, new))
 
-    head, _tail, free, deficit, overflow, _ok = tables.state.tolist()
+    head, _tail, free, deficit, overflow, unmet, _ok = tables.state.tolist()
     freed = sum(max(o - n, 0) for _, _, _, old, new in plan for o, n in zip(old, new, strict=True))
     needed = sum(max(n - o, 0) for _, _, _, old, new in plan for o, n in zip(old, new, strict=True))
     excess = max([sum(new) - tables.max_pages for *_, new in plan], default=0)
     if needed > free + freed or excess > 0:
-        tables.state[3:] = tables.state.new_tensor([max(deficit, needed - free - freed), max(overflow, excess), 0])
+        short, over = max(deficit, needed - free - freed), max(overflow, excess)
+        tables.state[3:] = tables.state.new_tensor([short, over, unmet + 1, 0])
         return
 
     for row, _, _, old, new in plan:
@@ -45,7 +46,8 @@ def resize(tables: PageTables, rows: Tensor, tokens: Tensor, tokens_per_page: Te
                 head, free = (head + 1) % tables.pages, free - 1
         tables.counts[row] = tables.counts.new_tensor(wanted)
         tables.tokens_per_page[row] = tables.tokens_per_page.new_tensor(capacity)
-    tables.state[:] = tables.state.new_tensor([head, (head + free) % tables.pages, free, deficit, overflow, 1])
+    tail = (head + free) % tables.pages
+    tables.state[:] = tables.state.new_tensor([head, tail, free, deficit, overflow, unmet, 1])
 
 
 def _pages(tokens: int, per_page: int) -> int:

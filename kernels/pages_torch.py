@@ -18,11 +18,12 @@ def resize(tables: PageTables, rows: Tensor, tokens: Tensor, tokens_per_page: Te
     old, new = _pages(tables.counts[rows], tables.tokens_per_page[rows]), _pages(tokens, tokens_per_page)
     dropped, grown = (old - new).clamp(min=0), (new - old).clamp(min=0)
 
-    head, _tail, free, deficit, overflow, _ok = tables.state.tolist()
+    head, _tail, free, deficit, overflow, unmet, _ok = tables.state.tolist()
     freed, needed = int(dropped.sum()), int(grown.sum())
     excess = int((new.sum(1) - tables.max_pages).max()) if len(rows) else 0
     if needed > free + freed or excess > 0:
-        tables.state[3:] = tables.state.new_tensor([max(deficit, needed - free - freed), max(overflow, excess), 0])
+        short, over = max(deficit, needed - free - freed), max(overflow, excess)
+        tables.state[3:] = tables.state.new_tensor([short, over, unmet + 1, 0])
         return
 
     if freed:
@@ -37,7 +38,8 @@ def resize(tables: PageTables, rows: Tensor, tokens: Tensor, tokens_per_page: Te
     tables.counts[rows] = tokens
     tables.tokens_per_page[rows] = tokens_per_page
     head, free = (head + needed) % tables.pages, free + freed - needed
-    tables.state[:] = tables.state.new_tensor([head, (head + free) % tables.pages, free, deficit, overflow, 1])
+    tail = (head + free) % tables.pages
+    tables.state[:] = tables.state.new_tensor([head, tail, free, deficit, overflow, unmet, 1])
 
 
 def _pages(tokens: Tensor, per_page: Tensor) -> Tensor:

@@ -174,4 +174,5 @@ def commit_kernel(state, scratch, pages, blocks, BLOCKS: tl.constexpr):
     tl.store(state + 2, free)
     tl.store(state + 3, tl.maximum(deficit, tl.where(ok, 0, short)))
     tl.store(state + 4, tl.maximum(overflow, tl.where(ok, 0, excess)))
-    tl.store(state + 5, ok.to(tl.int32))
+    tl.store(state + 5, tl.load(state + 5) + tl.where(ok, 0, 1))
+    tl.store(state + 6, ok.to(tl.int32))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leankv.kernels.classify import HIGH, LOW
 from leankv.kernels.layout import locate
-from leankv.kernels.pages import PageTables, met, resize
+from leankv.kernels.pages import PageTables, last_met, resize
 from leankv.kernels.paths import Path
 from leankv.kernels.store import Tokens, store
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
@@ -46,7 +46,7 @@ def store_in_tiers(
     resize(tables, rows, counts, capacity, path=path)
     table = tables.table[rows.long()]
     for tier, layout in zip((HIGH, LOW), layouts, strict=False):
-        member = (tiers == tier) & met(tables)
+        member = (tiers == tier) & last_met(tables)
         page, place = locate(table, places.clamp(min=0), tier, layout)
         page = torch.where(member, page, -1).T.contiguous()
         group = _whole_groups(tokens, page, place.T.contiguous(), layout)

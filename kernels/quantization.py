@@ -4,7 +4,8 @@ The rule (LeanKV, arXiv 2412.03131, section 4, tightened): a group of channels x
 q = floor((x - z)/s + 1/2) in [0, 2^bits - 1] and float16 s and z, read back as q * s + z. Both are rounded before
 quantizing, z down from min(x), s up until z + (2^bits - 1) * s >= max(x), so the error is at most s/2 with the s
 that is stored, and a constant float16 group is exact (s = 0). A step below float16's smallest becomes that smallest.
-Inputs beyond +-65504, and steps beyond 65504, saturate. A non-finite input is an error.
+Inputs beyond +-65504, and steps beyond 65504, saturate here; `kernels/store.py` refuses such keys and values before
+they come so far. A non-finite input is an error.
 
 Forms: `reference` is written to be read, `torch` is vectorised; on CUDA both happen inside the store kernel
 (`kernels/store.py`).
@@ -89,3 +90,12 @@ def require_finite(x: Tensor) -> None:
     """Raises ValueError if any element is infinite or NaN."""
     if not bool(torch.isfinite(x).all()):
         raise ValueError("keys and values must be finite to be stored")
+
+
+def require_storable(x: Tensor) -> None:
+    """Raises ValueError if any element is NaN or beyond float16's range."""
+    # NaN compares as false.
+    if x.numel() and not bool(x.abs().amax() <= HALF_MAX):
+        raise ValueError(
+            f"keys, transformed or not, and values must be finite and within +-{HALF_MAX:g} to be stored"
+        )

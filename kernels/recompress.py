@@ -7,6 +7,8 @@ and targets are disjoint; then both tiers shrink. A low token stays low: bits gi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,14 @@ from leankv.kernels import bookkeeping
 from leankv.kernels.classify import HIGH, LOW, PRUNED, by_mass
 from leankv.kernels.decode_rules import StepInputs
 from leankv.kernels.layout import locate
-from leankv.kernels.pages import PageTables, met, resize, resize_if_possible
-from leankv.kernels.paths import Path
+from leankv.kernels.pages import PageTables, last_met, resize, resize_if_possible
+from leankv.kernels.paths import Path, path_for
 from leankv.kernels.store import gather, store
 from leankv.serving.pages import PageLayout
 from leankv.serving.policies.budgets import MassTiers
+
+if TYPE_CHECKING:
+    from leankv.kernels.recompress_triton import RecompressWorkspace
 
 
 def recompress(
@@ -30,12 +35,22 @@ def recompress(
     score_window: int = 64,
     errors: Tensor | None = None,
     path: Path | None = None,
+    workspace: RecompressWorkspace | None = None,
 ) -> None:
     """Classify the rows `step.rows` again at length `step.position` (tokens of the text so far), by `budget`.
 
     The low tier grows before the high one shrinks; where the free pages do not cover that, the call changes nothing and
     records no shortage, since the cache is whole without it.
+
+    The Triton form needs `errors` and a `workspace`. It neither waits for the device nor depends on contents in what it
+    launches and allocates, so a CUDA graph can hold it.
     """
+    if path_for(pool, path) == "triton":
+        from leankv.kernels import recompress_triton
+
+        assert errors is not None and workspace is not None, "the Triton form writes to both"
+        recompress_triton.recompress(pool, tables, layouts, budget, step, score_window, errors, workspace)
+        return
     rows = step.rows[step.rows >= 0].long()
     step = _live(step)
     counts = tables.counts[rows]
@@ -49,7 +64,7 @@ def recompress(
     wanted = kept + torch.stack([torch.zeros_like(kept[:, 0]), demoted.sum(1).int()], 1)
 
     resize_if_possible(tables, step.rows, torch.maximum(wanted, counts), path=path)
-    if not bool(met(tables)):
+    if not bool(last_met(tables)):
         return
     table = tables.table[rows]
     _compact(pool, table, layouts[1], 1, stays_low)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leankv.kernels import store_reference, store_torch
 from leankv.kernels.paths import Path, path_for
-from leankv.kernels.quantization import require_finite
+from leankv.kernels.quantization import HALF_MAX, require_finite, require_storable
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.pages import PageLayout
 
@@ -42,8 +42,9 @@ def store(
     of a head go to 32 neighbouring places of one page, the first a multiple of 32.
     Scores and positions are written where the layout keeps them.
 
-    Raises ValueError if a token that is written is not finite. The Triton form cannot raise without waiting for the
-    device: it adds the number of such rows to `errors` int32 [1] (required), and stores zeros for what is not finite.
+    Raises ValueError if a token that is written is not finite or, before or after the transform, beyond float16's range
+    of +-65504 (32-bit formats: not finite). The Triton form cannot raise without waiting for the device: it adds the
+    number of such rows to `errors` int32 [1] (required), and stores zeros for such elements.
     """
     n, heads, head_dim = tokens.keys.shape
     assert tokens.values.shape == (n, heads, head_dim) and head_dim == layout.head_dim
@@ -57,9 +58,13 @@ def store(
         store_triton.store(pool, layout, pages, places, tokens, transform, errors)
         return
     written = (pages >= 0)[..., None]
-    require_finite(tokens.keys.where(written, 0))
-    require_finite(tokens.values.where(written, 0))
-    moved = Tokens(transform.of_keys(tokens.keys), tokens.values.float(), tokens.scores, tokens.positions)
+    require = require_finite if layout.format.k_bits == 32 else require_storable
+    centred = transform.centred(tokens.keys)
+    keys = transform.turned(centred)
+    stages = [tokens.keys, *([] if transform.mean is None else [centred]), *([keys] if transform.rotated else [])]
+    for given in (*stages, tokens.values):
+        require(given.where(written, 0))
+    moved = Tokens(keys, tokens.values.float(), tokens.scores, tokens.positions)
     (store_reference if form == "reference" else store_torch).store(pool, layout, pages, places, moved)
 
 
@@ -73,6 +78,7 @@ def gather(
 ) -> Tokens:
     """Read the tokens at `places` of `pages` (int [n, kv_heads]) back as float32; negative pages give zeros.
 
+    What integer codes give beyond +-65504 comes back as that, so that whatever was stored can be stored again.
     `transform` is the one the keys were stored with; it is undone. Without bookkeeping, scores are 0 and positions -1.
     """
     form = path_for(pool, path)
@@ -82,5 +88,11 @@ def gather(
         found = store_triton.gather(pool, layout, pages, places)
     else:
         found = (store_reference if form == "reference" else store_torch).gather(pool, layout, pages, places)
+        if layout.format.kind == "int":
+            found = Tokens(_limited(found.keys), _limited(found.values), found.scores, found.positions)
     held = (pages >= 0)[..., None]
     return Tokens(transform.of_stored(found.keys).where(held, 0), found.values, found.scores, found.positions)
+
+
+def _limited(x: Tensor) -> Tensor:
+    return x.clamp(-HALF_MAX, HALF_MAX)

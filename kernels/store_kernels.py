@@ -20,11 +20,14 @@ from leankv.kernels.quantization_triton import (
 )
 from leankv.kernels.rotation_triton import rotated, signs
 
+LIMIT = tl.constexpr(65504.0)
+"""float16's largest: neither scales and zeros nor the halves of a rotation hold more."""
+
 
 @triton.jit
-def finite(x):
-    """x with zeros where it is not finite, and whether a row [rows, channels] holds such an element."""
-    good = tl.abs(x) <= 3.4028234e38
+def storable(x):
+    """x with zeros where it is not finite or beyond LIMIT, and whether a row [rows, channels] holds such an element."""
+    good = tl.abs(x) <= LIMIT
     return tl.where(good, x, 0.0), tl.max((~good).to(tl.int32), 1)
 
 
@@ -38,11 +41,13 @@ def channels(
     there = wanted < HEAD_DIM if BLOCK > 0 else inside
     mask = live[:, None] & there[None, :]
     x = tl.load(source[:, None] + wanted[None, :], mask=mask, other=0).to(tl.float32)
-    x, bad = finite(x)
+    x, bad = storable(x)
     if CENTRED:
-        x -= tl.load(mean[:, None] + wanted[None, :], mask=mask, other=0)
+        x, far = storable(x - tl.load(mean[:, None] + wanted[None, :], mask=mask, other=0))
+        bad |= far
     if BLOCK > 0:
-        x = rotated(x, signs(wanted, channel, HEAD_DIM, BLOCK), BLOCK)
+        x, far = storable(rotated(x, signs(wanted, channel, HEAD_DIM, BLOCK), BLOCK))
+        bad |= far
     return x, bad
 
 
@@ -138,6 +143,43 @@ def write_side(
 
 
 @triton.jit
+def write_bookkeeping(
+    pool8, pool16, pool32, page, place, score, position, live, BOOKKEEPING: tl.constexpr, SCORES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+):  # fmt: skip
+    if BOOKKEEPING == 8:
+        tl.store(pool32 + (page + SCORES) // 4 + place, score.to(tl.int32, bitcast=True), mask=live)
+        tl.store(pool32 + (page + POSITIONS) // 4 + place, position, mask=live)
+    elif BOOKKEEPING == 5:
+        half = score.to(tl.float16).to(tl.int16, bitcast=True)
+        tl.store(pool16 + (page + SCORES) // 2 + place, half, mask=live)
+        for byte in tl.static_range(3):
+            part = (position >> (8 * byte)) & 255
+            tl.store(pool8 + page + POSITIONS + 3 * place + byte, part.to(tl.uint8), mask=live)
+
+
+@triton.jit
+def read_bookkeeping(
+    pool8, pool16, pool32, page, place, live, BOOKKEEPING: tl.constexpr, SCORES: tl.constexpr, POSITIONS: tl.constexpr
+):
+    """Score float32 and position int32 of the rows; 0 and -1 where a row is not live or nothing is kept."""
+    score = tl.zeros_like(place).to(tl.float32)
+    position = tl.zeros_like(place).to(tl.int32) - 1
+    if BOOKKEEPING == 8:
+        word = tl.load(pool32 + (page + SCORES) // 4 + place, mask=live, other=0)
+        score = word.to(tl.float32, bitcast=True)
+        position = tl.load(pool32 + (page + POSITIONS) // 4 + place, mask=live, other=-1)
+    elif BOOKKEEPING == 5:
+        score = half_value(tl.load(pool16 + (page + SCORES) // 2 + place, mask=live, other=0))
+        found = tl.zeros_like(place).to(tl.int32)
+        for byte in tl.static_range(3):
+            part = tl.load(pool8 + page + POSITIONS + 3 * place + byte, mask=live, other=0).to(tl.int32)
+            found |= part << (8 * byte)
+        position = tl.where(live, found, -1)
+    return score, position
+
+
+@triton.jit
 def store_kernel(
     pool8, pool16, pool32, pages, places, keys, values, scores, positions, mean, errors, rows, heads, key_token,
     key_head, value_token, value_head, PAGE_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -168,15 +210,7 @@ def store_kernel(
     if BOOKKEEPING > 0:
         score = tl.load(scores + row, mask=live, other=0).to(tl.float32)
         position = tl.load(positions + row, mask=live, other=0).to(tl.int32)
-    if BOOKKEEPING == 8:
-        tl.store(pool32 + (page + SCORES) // 4 + place, score.to(tl.int32, bitcast=True), mask=live)
-        tl.store(pool32 + (page + POSITIONS) // 4 + place, position, mask=live)
-    elif BOOKKEEPING == 5:
-        half = score.to(tl.float16).to(tl.int16, bitcast=True)
-        tl.store(pool16 + (page + SCORES) // 2 + place, half, mask=live)
-        for byte in tl.static_range(3):
-            part = (position >> (8 * byte)) & 255
-            tl.store(pool8 + page + POSITIONS + 3 * place + byte, part.to(tl.uint8), mask=live)
+        write_bookkeeping(pool8, pool16, pool32, page, place, score, position, live, BOOKKEEPING, SCORES, POSITIONS)
     count = tl.sum(bad)
     if count > 0:
         tl.atomic_add(errors, count)
@@ -255,6 +289,8 @@ def read_side(
             index = (place * GROUPS)[:, None] + (channel // (HEAD_DIM // GROUPS))[None, :]
         pair = tl.load(pool32 + ((page + META) // 4)[:, None] + index, mask=mask, other=0)
         x = code.to(tl.float32) * half_value(pair.to(tl.int16)) + half_value((pair >> 16).to(tl.int16))
+        # The top of a range may come back beyond what can be stored again. NaN stays what it is.
+        x = tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
     tl.store(out[:, None] + channel[None, :], tl.where(live[:, None], x, 0.0), mask=inside[None, :])
 
 
@@ -281,18 +317,8 @@ def gather_kernel(
         pool8, pool16, pool32, page, place, live, values + out, HEAD_DIM, PADDED, IS_FLOAT, False, V_BITS, V_GROUPS,
         V_START, V_HIGH, V_META, GROUP_TOKENS,
     )  # fmt: skip
-    score = tl.zeros((1,), tl.float32)
-    position = tl.full((1,), -1, tl.int32)
-    if BOOKKEEPING == 8:
-        word = tl.load(pool32 + (page + SCORES) // 4 + place, mask=live, other=0)
-        score = word.to(tl.float32, bitcast=True)
-        position = tl.load(pool32 + (page + POSITIONS) // 4 + place, mask=live, other=-1)
-    elif BOOKKEEPING == 5:
-        score = half_value(tl.load(pool16 + (page + SCORES) // 2 + place, mask=live, other=0))
-        position = tl.zeros((1,), tl.int32)
-        for byte in tl.static_range(3):
-            part = tl.load(pool8 + page + POSITIONS + 3 * place + byte, mask=live, other=0).to(tl.int32)
-            position |= part << (8 * byte)
-        position = tl.where(live, position, -1)
+    score, position = read_bookkeeping(
+        pool8, pool16, pool32, page, place, live, BOOKKEEPING, SCORES, POSITIONS
+    )  # fmt: skip
     tl.store(scores + row, score)
     tl.store(positions + row, position)

@@ -22,13 +22,16 @@ class KeyTransform:
     mean: Tensor | None = None
     rotated: bool = False
 
-    def of_keys(self, keys: Tensor) -> Tensor:
-        """float32 keys [..., kv_heads, head_dim] as they are stored."""
-        centred = keys.float() if self.mean is None else keys.float() - self.mean
+    def centred(self, keys: Tensor) -> Tensor:
+        """float32 keys [..., kv_heads, head_dim] after the first of the two."""
+        return keys.float() if self.mean is None else keys.float() - self.mean
+
+    def turned(self, centred: Tensor) -> Tensor:
+        """Centred keys after the second: as they are stored."""
         return rotate(centred) if self.rotated else centred
 
     def of_stored(self, stored: Tensor) -> Tensor:
-        """The inverse of `of_keys`, float32."""
+        """The inverse of both, float32."""
         keys = rotate(stored.float()) if self.rotated else stored.float()
         return keys if self.mean is None else keys + self.mean
 

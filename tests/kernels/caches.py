@@ -27,7 +27,7 @@ class SmallCache:
         capacity = [[layout.tokens for layout in layouts] + [0] * (2 - len(layouts))] * len(rows)
         counts = [[len(tier) for tier in tiers] + [0] * (2 - len(tiers)) for tiers in rows]
         pg.resize(self.tables, number, torch.tensor(counts).int(), torch.tensor(capacity).int())
-        assert bool(pg.met(self.tables))
+        assert bool(pg.last_met(self.tables))
         for row, tiers in enumerate(rows):
             for tier, held in enumerate(tiers):
                 self._fill(row, tier, held)

@@ -44,9 +44,12 @@ class PageManager(RuleBasedStateMachine):
         super().__init__()
         self.tables = pg.page_tables(SLOTS, LAYERS, HEADS, MAX_PAGES, PAGES)
         self.model = Model()
+        self.unmet = 0
 
     def _compare(self, ok: bool, before: torch.Tensor) -> None:
-        assert bool(pg.met(self.tables)) == ok
+        self.unmet += not ok
+        assert bool(pg.last_met(self.tables)) == ok
+        assert int(self.tables.state[pg.UNMET]) == self.unmet and bool(pg.all_met(self.tables)) == (self.unmet == 0)
         if not ok:
             assert torch.equal(before, self.tables.table), "a shortage wrote to the tables"
             assert int(self.tables.state[pg.DEFICIT]) > 0 or int(self.tables.state[pg.OVERFLOW]) > 0
@@ -75,9 +78,9 @@ class PageManager(RuleBasedStateMachine):
             [(self.model.counts[r][0] + g[0], self.model.counts[r][1] + g[1]) for r, g in zip(rows, grow, strict=True)],
             [self.model.capacity[r] for r in rows],
         )
-        pg.append(
-            self.tables, torch.tensor(rows, dtype=torch.int32), torch.tensor(grow, dtype=torch.int32), path=self.path
-        )
+        number = torch.tensor(rows, dtype=torch.int32)
+        wanted = self.tables.counts[number] + torch.tensor(grow, dtype=torch.int32)
+        pg.resize(self.tables, number, wanted, path=self.path)
         self._compare(ok, before)
 
     @rule(slot=st.integers(0, SLOTS - 1))
@@ -89,9 +92,11 @@ class PageManager(RuleBasedStateMachine):
         self._compare(True, self.tables.table)
 
     @rule()
-    def clear(self) -> None:
-        pg.clear_shortage(self.tables)
-        assert self.tables.state[pg.DEFICIT : pg.OVERFLOW + 1].tolist() == [0, 0]
+    def forget(self) -> None:
+        shortages = self.tables.state[pg.DEFICIT : pg.UNMET].tolist()
+        pg.forget_unmet(self.tables)
+        self.unmet = 0
+        assert self.tables.state[pg.DEFICIT : pg.UNMET].tolist() == shortages
 
     @invariant()
     def whole(self) -> None:
@@ -126,14 +131,14 @@ def test_tiers_fill_from_both_ends(path: pg.Path) -> None:
 def test_a_page_freed_by_one_row_serves_another_in_the_same_call(path: pg.Path) -> None:
     tables = _tables(pages=4, path=path)
     pg.resize(tables, torch.tensor([0, 1]), torch.tensor([[4, 4], [8, 0]]).int(), path=path)
-    assert bool(pg.met(tables))
+    assert bool(pg.last_met(tables))
     assert tables.table.tolist() == [[0, -1, -1, -1, -1, 2], [3, 1, -1, -1, -1, -1]]
 
 
 def test_a_row_past_its_table_is_a_shortage() -> None:
     tables = _tables(pages=30)
-    pg.append(tables, torch.tensor([0]), torch.tensor([[16, 0]]).int())
-    assert tables.state[pg.OVERFLOW] == 1 and not pg.met(tables)
+    pg.resize(tables, torch.tensor([0]), torch.tensor([[24, 4]]).int())
+    assert tables.state[pg.OVERFLOW] == 1 and not pg.last_met(tables)
     pg.check_integrity(tables)
 
 

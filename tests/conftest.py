@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A shared machine stalls any test now and then: time limits are pytest-timeout's business, not an example's.
+settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# CI judges a change, so it draws the same examples every time; new ones are drawn wherever people work.
+settings.register_profile("ci", settings.get_profile("anywhere"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("LEANKV_CI") else "anywhere")
 
 
 @pytest.fixture(scope="session")

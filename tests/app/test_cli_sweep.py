@@ -81,7 +81,7 @@ def test_ctrl_c_keeps_and_reports_what_is_finished(tmp_path: Path) -> None:
         [*command, "--output-dir", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    while not list(tmp_path.glob("kept/*.json")) and child.poll() is None:
+    while not list(tmp_path.glob("kept/[!.]*.json")) and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)

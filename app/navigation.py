@@ -14,6 +14,7 @@ PAGES = {
     "run": ("Run", ":material/timeline:"),
     "traces": ("Traces", ":material/show_chart:"),
     "validate": ("Validate", ":material/balance:"),
+    "quality": ("Quality", ":material/grading:"),
     "jobs": ("Jobs", ":material/work_history:"),
 }
 

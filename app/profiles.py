@@ -10,7 +10,7 @@ from leankv.app.usage import tier_names
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
-    from leankv.serving.profile import Profile
+    from leankv.serving.profile import HeadRetention, Profile
 
 
 def of_date(created: str) -> Profile | None:
@@ -37,3 +37,18 @@ def in_words(profile: Profile, policy: str) -> list[str]:
     from leankv.simulator.step_time.fit_words import in_words as fit_in_words
 
     return fit_in_words(profile.policies[policy].fit, dict(enumerate(tier_names(policy))))
+
+
+def with_heads(model: str) -> dict[str, HeadRetention]:
+    """Policy -> what each of its heads keeps, of the first profile of this model that measured it."""
+    from leankv.serving.profile import load_profile
+
+    for folder in found.offered("profile").values():
+        try:
+            profile = load_profile(folder)
+        except InputError:
+            continue  # see `of_date`
+        measured = {name: each.heads for name, each in profile.policies.items() if each.heads is not None}
+        if measured and profile.model.name == model:
+            return measured
+    return {}

@@ -66,3 +66,51 @@ def validation_folder(folder: Path, policies: tuple[str, ...] = ("fp16", "int8",
     folder.mkdir(parents=True, exist_ok=True)
     save_validation(validated(conditions, loads, cases, machine), folder / "validation.json")
     return folder
+
+
+# policy: (bytes of FP16 over payload, over pages, loss of log-probability a token, share of tasks right, output growth)
+ANSWERS = {
+    "fp16": (1.0, 0.97, 0.0, 0.9, 1.0),
+    "int8": (2.0, 1.78, 0.002, 0.9, 1.02),
+    "int4": (4.0, 3.2, 1.1, 0.2, 2.2),
+    "kivi:bits=4": (3.6, 2.9, 0.012, 0.85, 1.1),
+    "leankv": (4.4, 3.1, 0.008, 0.85, 1.15),
+    "leankv-r": (6.0, 4.4, 0.04, 0.75, 1.4),
+}
+CONTEXTS, DEPTHS = (256, 512, 1024), (0.1, 0.5, 0.9)
+
+
+def quality_folder(folder: Path) -> Path:
+    """A folder as `leankv evaluate` leaves it, with 40 samples a task and policy."""
+    from leankv.serving.quality import Quality, samples_table, save_quality
+
+    model = model_named("smollm2-135m")
+    rows = [row for policy in ANSWERS for row in _samples(policy)]
+    specifications = {policy: repr(policy_named(policy)) for policy in ANSWERS}
+    device = {"name": "cpu, 2 threads", "backend": "cpu"}
+    quality = Quality(model, device, {}, "float32", 0, "quick", {}, specifications, samples_table(rows))
+    return save_quality(quality, folder)
+
+
+def _samples(policy: str) -> list[dict[str, object]]:
+    import numpy as np
+
+    nominal, physical, loss, right, growth = ANSWERS[policy]
+    random = np.random.default_rng(7)  # the same for all, as the samples are
+    plain = 1_000_000
+    size = {"kv_fp16_bytes": plain, "kv_payload_bytes": int(plain / nominal), "kv_page_bytes": int(plain / physical)}
+    rows: list[dict[str, object]] = []
+    for n in range(40):
+        hard, luck, tokens = random.normal(2.5, 0.3), random.uniform(), int(random.integers(20, 120))
+        common = {"policy": policy, "sample_id": str(n), "subject": "text", "prompt_tokens": 256, **size}
+        agreement = 1 - loss / 2
+        text = {"log_probability_nats": -64 * (hard + loss * (0.5 + luck)), "scored_tokens": 64, "agreement": agreement}
+        score = {"score": float(luck < right)}
+        place = {"context_tokens": CONTEXTS[n % 3], "depth": DEPTHS[n // 3 % 3]}
+        said = {"question": f"What is {n} + {n}?", "reference": str(2 * n), "answer": f"{2 * n + (luck >= right)}"}
+        rows.append({**common, "task": "perplexity", **text, "kl_nats": loss / 3})
+        rows.append({**common, "task": "needle", **score, **place, **said})
+        rows.append({**common, "task": "choice", **score, **said})
+        length = {"output_tokens": max(1, int(tokens * (1 + (growth - 1) * 2 * luck))), "stopped": True}
+        rows.append({**common, "task": "answers", **score, **said, **length})
+    return rows

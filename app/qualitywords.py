@@ -1,0 +1,198 @@
+"""What was measured of answers, as points, table and words. Pure functions of a quality folder's content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from leankv.app.figures.quality import Axis, Point
+from leankv.serving.paired import BASELINE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from leankv.serving.quality import PolicyQuality, Quality
+    from leankv.serving.quality_scores import Score
+
+# metric: (how it is shown, whether as the difference to fp16)
+AXES: Mapping[str, tuple[Axis, bool]] = {
+    "perplexity": (Axis("Perplexity against fp16", "%", True, cut=12.0), True),
+    "needle": (Axis("Needles found", "%", False), False),
+    "choice": (Axis("Choices right", "%", False), False),
+    "answers": (Axis("Answers right", "%", False), False),
+    "agreement": (Axis("Next tokens as fp16's", "%", False), False),
+    "kl_nats": (Axis("Divergence from fp16", "nats", True), False),
+}
+HARMLESS, TOLERABLE, COLLAPSED = 0.01, 0.05, 0.30  # relative loss of perplexity
+
+
+def metrics(quality: Quality) -> list[str]:
+    """The metrics that were measured, those of the page's order."""
+    return [name for name in AXES if any(name in each.scores for each in quality.policies.values())]
+
+
+def points(quality: Quality, metric: str) -> list[Point]:
+    """Each policy by this metric in percent or nats, with its interval, and whether no other beats it in both."""
+    axis, as_difference = AXES[metric]
+    scale = 100.0 if axis.unit == "%" else 1.0
+    found = {}
+    for name, policy in quality.policies.items():
+        shown = _shown(name, policy.scores.get(metric), as_difference)
+        if shown is not None:
+            value, interval = shown
+            edges = (None, None) if interval is None else (scale * interval[0], scale * interval[1])
+            found[name] = (policy.physical_ratio, scale * value, *edges)
+    best = on_frontier({name: each[:2] for name, each in found.items()}, axis.less_is_better)
+    return [Point(name, *each, name in best) for name, each in found.items()]
+
+
+def _shown(policy: str, score: Score | None, as_difference: bool) -> tuple[float, tuple[float, float] | None] | None:
+    if score is None:
+        return None
+    if not as_difference:
+        return score.value, score.interval
+    if score.difference is not None:
+        return score.difference, score.difference_interval
+    return (0.0, None) if policy == BASELINE else None
+
+
+def on_frontier(places: Mapping[str, tuple[float, float]], less_is_better: bool) -> set[str]:
+    """The names whose (compression, figure) no other equals in both and beats in one."""
+    sign = 1 if less_is_better else -1
+
+    def beaten(name: str) -> bool:
+        ratio, value = places[name]
+        return any(
+            other >= ratio and sign * (its - value) <= 0 and (other > ratio or sign * (its - value) < 0)
+            for each, (other, its) in places.items()
+            if each != name
+        )
+
+    return {name for name in places if not beaten(name)}
+
+
+def verdict(quality: Quality) -> str:
+    """Which policy compresses most without harm, and which break the model (Markdown)."""
+    losses = {
+        name: (policy.physical_ratio, policy.scores["perplexity"])
+        for name, policy in quality.policies.items()
+        if name != BASELINE and "perplexity" in policy.scores and policy.scores["perplexity"].difference is not None
+    }
+    if not losses:
+        return "**Perplexity was not measured against fp16 here**; see the tasks below."
+    said = [_most(losses, HARMLESS, f"within {HARMLESS:.0%} of fp16's perplexity")]
+    wider = _best(losses, TOLERABLE)
+    if wider and wider != _best(losses, HARMLESS):
+        ratio, score = losses[wider]
+        said.append(f"Within {TOLERABLE:.0%}: {wider}, {ratio:.2f} times at {_loss(score)}.")
+    broken = [name for name, (_, score) in losses.items() if (score.difference or 0) > COLLAPSED]
+    if broken:
+        said.append(f"{', '.join(broken)} {'breaks' if len(broken) == 1 else 'break'} the model.")
+    return " ".join(said)
+
+
+Losses = Mapping[str, tuple[float, "Score"]]
+
+
+def _best(losses: Losses, bound: float) -> str | None:
+    held = {name: ratio for name, (ratio, score) in losses.items() if (score.difference or 0) <= bound}
+    return max(held, key=held.__getitem__) if held else None
+
+
+def _most(losses: Losses, bound: float, told: str) -> str:
+    best = _best(losses, bound)
+    if best is None:
+        return f"**No policy stays {told}.**"
+    ratio, score = losses[best]
+    lead = f"**{best} compresses most {told}: {ratio:.2f} times, pages counted**, at {_loss(score)}"
+    beyond = score.difference_interval is not None and score.difference_interval[1] > bound
+    return f"{lead}; its interval reaches beyond the bound." if beyond else f"{lead}."
+
+
+def _loss(score: Score) -> str:
+    interval = score.difference_interval
+    between = f" ({interval[0]:+.1%} to {interval[1]:+.1%})" if interval else ""
+    return f"{score.difference or 0:+.1%}{between}"
+
+
+def warnings(quality: Quality) -> list[str]:
+    """What a reader must know before believing the figures."""
+    said = []
+    if quality.model.name.startswith("random:"):
+        said.append("The model has random weights: its answers mean nothing.")
+    if BASELINE not in quality.policies:
+        said.append("fp16 was not evaluated, so nothing can be held against it.")
+    counts = [policy.scores["perplexity"].n for policy in quality.policies.values() if "perplexity" in policy.scores]
+    if counts and min(counts) < 40:
+        said.append(f"Perplexity is of {min(counts)} windows of text: read the intervals, not the order of near ones.")
+    return said
+
+
+def conditions(quality: Quality) -> str:
+    """What was evaluated, in one line (Markdown)."""
+    samples = len(quality.samples)
+    return (
+        f"**{quality.model.name}** on {quality.device['name']} ({quality.dtype}) · preset {quality.preset}, seed "
+        f"{quality.seed} · {samples:,} samples of {len(quality.policies)} policies · every score through the policy's "
+        "own cache"
+    )
+
+
+def table(quality: Quality) -> pa.Table:
+    """A row a policy, the least compressing first."""
+    import pyarrow as pa
+
+    ordered = sorted(quality.policies.items(), key=lambda each: each[1].physical_ratio)
+    return pa.Table.from_pylist([_row(name, policy) for name, policy in ordered])
+
+
+def _row(name: str, policy: PolicyQuality) -> dict[str, Any]:
+    lengths = policy.output_lengths
+    return {
+        "Policy": name,
+        "Compression, physical": policy.physical_ratio,
+        "Compression, nominal": policy.nominal_ratio,
+        "Perplexity": _value(policy, "perplexity"),
+        "Against fp16 (%)": _difference(policy, "perplexity"),
+        "95 % interval": _interval(policy),
+        "Needles (%)": _value(policy, "needle", 100),
+        "Choices (%)": _value(policy, "choice", 100),
+        "Answers (%)": _value(policy, "answers", 100),
+        "Agreement (%)": _value(policy, "agreement", 100),
+        "KL (nats)": _value(policy, "kl_nats"),
+        "Grown by half (%)": None if lengths is None else 100 * lengths.grown_by_half,
+        "Mean output": None if lengths is None else lengths.mean_tokens,
+    }
+
+
+def _value(policy: PolicyQuality, metric: str, scale: float = 1.0) -> float | None:
+    score = policy.scores.get(metric)
+    return None if score is None else scale * score.value
+
+
+def _difference(policy: PolicyQuality, metric: str) -> float | None:
+    score = policy.scores.get(metric)
+    return None if score is None or score.difference is None else 100 * score.difference
+
+
+def _interval(policy: PolicyQuality) -> str:
+    score = policy.scores.get("perplexity")
+    interval = None if score is None else score.difference_interval
+    return "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def length_ratios(quality: Quality, policies: Sequence[str]) -> dict[str, list[float]]:
+    """Each policy's output lengths over fp16's of the same prompts, where both were generated."""
+    plain = _output_tokens(quality, BASELINE)
+    found = {}
+    for policy in policies:
+        mine = _output_tokens(quality, policy)
+        ratios = [mine[sample] / tokens for sample, tokens in plain.items() if sample in mine and tokens]
+        if ratios and policy != BASELINE:
+            found[policy] = ratios
+    return found
+
+
+def _output_tokens(quality: Quality, policy: str) -> dict[str, int]:
+    rows = quality.of(policy, "answers").select(["sample_id", "output_tokens", "stopped"]).to_pylist()
+    return {row["sample_id"]: row["output_tokens"] for row in rows if row["stopped"] is not None}

@@ -1,0 +1,139 @@
+"""The Quality page, its figures and its words, on an evaluation with the schema of a real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+
+from leankv.app import qualitywords
+from leankv.app.figures import quality as figures
+from leankv.serving.quality import Quality, load_quality
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, made: object) -> Path:
+    return made.quality_folder(tmp_path_factory.mktemp("quality") / "mine")  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def quality(folder: Path) -> Quality:
+    return load_quality(folder)
+
+
+def opened(**query: str) -> AppTest:
+    app = AppTest.from_string("from leankv.app.screens import quality; quality.page()", default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_an_empty_page_teaches_the_command(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leankv.app.found.SHIPPED", leankv_home)
+    assert "leankv evaluate" in opened().code[0].value
+
+
+def test_the_page_judges_and_draws(leankv_home: Path, folder: Path) -> None:
+    app = opened(quality=str(folder))
+    assert app.markdown[0].value.startswith("**leankv compresses most within 1%")
+    assert "int4 breaks the model" in app.markdown[0].value
+    # frontier, four tasks, two needle maps, growth
+    assert len(app.get("plotly_chart")) == 1 + 4 + 2 + 1
+    assert list(app.dataframe[1].value["Policy"]) == ["fp16", "int8", "kivi:bits=4", "leankv", "int4", "leankv-r"]
+
+
+def test_another_metric_and_policy_can_be_chosen(leankv_home: Path, folder: Path) -> None:
+    app = opened(quality=str(folder), by="Needles found", show="int4")
+    assert any(block.value == "**int4**" for block in app.markdown)
+
+
+def test_what_is_no_evaluation_is_one_line(leankv_home: Path, tmp_path: Path) -> None:
+    app = opened(quality=str(tmp_path))
+    assert len(app.error) == 1 and str(tmp_path) in app.error[0].value
+
+
+def test_points_are_paired_differences_and_the_baseline_is_zero(quality: Quality) -> None:
+    points = {point.policy: point for point in qualitywords.points(quality, "perplexity")}
+    assert points["fp16"].value == 0
+    score = quality.policies["leankv"].scores["perplexity"]
+    assert score.difference is not None and points["leankv"].value == pytest.approx(100 * score.difference)
+    assert {name for name, point in points.items() if point.on_frontier} == {"fp16", "int8", "leankv", "leankv-r"}
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1))
+def test_the_frontier_is_what_nobody_beats(places: dict[str, tuple[int, int]]) -> None:
+    best = qualitywords.on_frontier(places, less_is_better=True)
+    assert best
+    for name, (ratio, loss) in places.items():
+        others = [place for other, place in places.items() if other != name]
+        beaten = any(r >= ratio and e <= loss and (r, e) != (ratio, loss) for r, e in others)
+        assert (name in best) != beaten
+    mirrored = {name: (ratio, -loss) for name, (ratio, loss) in places.items()}
+    assert qualitywords.on_frontier(mirrored, less_is_better=False) == best
+
+
+def test_a_collapsed_policy_stands_at_the_edge_with_its_figure(quality: Quality) -> None:
+    axis = qualitywords.AXES["perplexity"][0]
+    chart = figures.frontier(qualitywords.points(quality, "perplexity"), axis)
+    (trace,) = [trace for trace in chart.figure.data if trace.name == "int4"]
+    assert trace.y[0] == axis.cut
+    assert trace.text[0].startswith("int4 (+19") and trace.error_y.array is None
+    assert chart.figure.layout.yaxis.autorange == "reversed"
+
+
+def test_needles_are_counted_by_place(quality: Quality) -> None:
+    samples = quality.of("leankv", "needle")
+    chart = figures.needles("leankv", samples)
+    (trace,) = chart.figure.data
+    assert np.shape(trace.z) == (3, 3)
+    assert sum(chart.table["of"].to_pylist()) == 40
+    assert sum(chart.table["found"].to_pylist()) == pytest.approx(sum(samples["score"].to_pylist()))
+
+
+def test_outputs_are_paired_with_the_same_prompts(quality: Quality) -> None:
+    ratios = qualitywords.length_ratios(quality, list(quality.policies))
+    assert "fp16" not in ratios and len(ratios["int4"]) == 40
+    lengths = quality.policies["int4"].output_lengths
+    assert lengths is not None
+    assert np.mean(np.array(ratios["int4"]) >= 1.5) == pytest.approx(lengths.grown_by_half)
+
+
+def test_kept_shares_by_head() -> None:
+    chart = figures.kept_by_head([[[10.0, 10.0], [100.0, 0.0]], [[50.0, 0.0], [0.0, 0.0]]], 100)
+    assert chart.figure.data[0].z.tolist() == [[20, 100], [50, 0]]
+    assert "least 0% in layer 1, head 1" in chart.alt
+
+
+def test_what_was_not_measured_is_not_told(quality: Quality) -> None:
+    import pyarrow.compute as pc
+
+    needles = replace(quality, samples=quality.samples.filter(pc.equal(quality.samples["task"], "needle")))
+    assert qualitywords.metrics(needles) == ["needle"]
+    assert "not measured" in qualitywords.verdict(needles)
+    assert qualitywords.table(needles)["Perplexity"].null_count == len(needles.policies)
+    assert qualitywords.length_ratios(needles, list(needles.policies)) == {}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None:
+    charts = [
+        *(
+            draw(qualitywords.points(quality, metric), axis, dark)
+            for draw in (figures.frontier, figures.by_policy)
+            for metric, (axis, _) in qualitywords.AXES.items()
+        ),
+        figures.needles("leankv", quality.of("leankv", "needle"), dark),
+        figures.growth(qualitywords.length_ratios(quality, ["leankv"]), dark),
+        figures.kept_by_head([[[1.0]]], 2, dark),
+    ]
+    for chart in charts:
+        assert len(chart.alt) > 30
+        assert chart.table.num_rows > 0
+        assert chart.figure.to_json()

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 from leankv.backend.cache import KVCache
 from leankv.backend.live_request import NO_SLOT, LiveRequest
-from leankv.serving.page_bounds import most_growth, most_pages, most_prompt_pages
+from leankv.serving.page_bounds import STEPS_UNSEEN, most_growth, most_pages, most_prompt_pages
 from leankv.serving.policies.budgets import KeepAll
 from leankv.serving.scheduler import WATERMARK
-
-STEPS_UNSEEN = 1
-"""Steps that have run since the count that the scheduler knows."""
 
 
 @dataclass

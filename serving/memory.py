@@ -181,6 +181,12 @@ class MemoryModel:
             return np.maximum(self.heads * staged_per_head, compressed)
         return compressed + self.heads // self.model.layers * staged_per_head
 
+    def incomplete_pages_array(self, done: np.ndarray) -> np.ndarray:
+        """Pages that prompts really hold after a step, `done` (int64[n]) of their tokens computed and not the last."""
+        if self.policy.staged:
+            return self.heads * -(-done // self._staging_tokens)
+        return self.pages_array(done, done)
+
     def growth_bound(self, tokens: int, prompt: int = 1) -> int:
         """Upper bound of the pages that any `tokens` consecutive decode tokens of one request add.
 

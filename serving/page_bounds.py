@@ -12,6 +12,9 @@ from leankv.serving.policies.budgets import MassTiers, Residual, Thresholds
 from leankv.serving.policies.held_tokens import held_tokens
 from leankv.serving.pool_plan import PolicyLayout
 
+STEPS_UNSEEN = 1
+"""Steps that have run since the count that the live scheduler knows."""
+
 
 def most_pages(laid: PolicyLayout, prompt: int, tokens: int) -> int:
     """Pages of a row with `tokens` positions behind it, `prompt` of them a prompt that is complete.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leankv.serving.formats import FP16
-from leankv.serving.models import ModelSpec
 from leankv.serving.pages import PageLayout, layout_of, page_bytes_for, uniform_page_bytes
 from leankv.serving.policies.base import Policy
 
@@ -67,12 +66,10 @@ def pages_in(memory_bytes: int, page_bytes: int, rows: int, max_pages: int) -> i
     return max(0, (memory_bytes - tables) // (page_bytes + ENTRY_BYTES))
 
 
-def live_pool_pages(policy: Policy, model: ModelSpec, memory_bytes: int, slots: int, max_tokens: int) -> int:
+def live_pool_pages(policy: Policy, head_dim: int, heads: int, memory_bytes: int, slots: int, max_tokens: int) -> int:
     """Pages of the live engine's pool for one policy, up to `slots` requests of at most `max_tokens` tokens each.
 
-    Raises ValueError for a policy that does not run live.
+    heads: KV heads over all layers. Raises ValueError for a policy that does not run live.
     """
-    laid = live_layout(policy, model.head_dim)
-    page_bytes = page_bytes_of([policy], model.head_dim)
-    rows = slots * model.layers * model.kv_heads
-    return pages_in(memory_bytes, page_bytes, rows, most_pages_a_row([laid], max_tokens))
+    columns = most_pages_a_row([live_layout(policy, head_dim)], max_tokens)
+    return pages_in(memory_bytes, page_bytes_of([policy], head_dim), slots * heads, columns)

@@ -13,6 +13,7 @@ from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
 from leankv.serving.profile import Profile, require_fits
 from leankv.simulator.forecast import Accuracy
+from leankv.simulator.length_shift import LengthShift
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class SimulationConfig:
     of a step that the GPU waits for (default: `step_time.overhead.STEP_S`). `policies`: what the replicas serve, in
     turn, where they differ; `policy` is then the first of them. `accuracy`: of routers that predict. `profile`: where
     step times and retention come from, with `step_time` "profile".
+
+    `late_counts`: pages are known one step late and preempted requests replayed, as in this project's live engine; off,
+    as in engines that count on the host. `kv_pages`: pages of the pool, in place of what its bytes hold.
+    `length_shift`: by policy name, how much longer than uncompressed its outputs are.
     """
 
     model: ModelSpec
@@ -49,13 +54,18 @@ class SimulationConfig:
     per_step: bool = False
     policies: tuple[Policy, ...] = ()
     accuracy: Accuracy = field(default_factory=Accuracy)
+    late_counts: bool = False
+    kv_pages: int | None = None
+    length_shift: Mapping[str, LengthShift] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tp", "replicas", "max_num_seqs", "max_num_batched_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
-        if self.max_concurrency is not None and self.max_concurrency < 1:
-            raise InputError(f"max_concurrency is {self.max_concurrency}: give at least 1")
+        for name in ("max_concurrency", "kv_pages"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise InputError(f"{name} is {given}: give at least 1")
         if not 0 < self.memory_utilization <= 1:
             raise InputError(f"memory_utilization is {self.memory_utilization}: give a share above 0, at most 1")
         if self.kv_memory_bytes is not None and self.kv_memory_bytes <= 0:

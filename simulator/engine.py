@@ -56,6 +56,8 @@ class JumpEngine:
         self._read_slope = 0
         self._finishes: list[int] = []
         self._bends: list[int] = []
+        self._resumes: list[int] = []
+        self._replaying = 0
         self._next_change = FAR
 
     @property
@@ -111,9 +113,13 @@ class JumpEngine:
         per_byte = line.slope
         first = line.constant + per_byte * read
         slope = per_byte * read_slope
+        replaying = self._replaying
+        if replaying:
+            first += self.costs.tokens_and_logits(sequences, sequences - replaying) - line.linear
         count = self.horizon(limit, first, slope, line)
         waiting = len(self.scheduler.waiting)
-        self.log.segments.add((clock >> TICK_BITS, ledger.steps, count, first, slope, sequences, 0, waiting))
+        given = sequences - replaying
+        self.log.segments.add((clock >> TICK_BITS, ledger.steps, count, first, slope, given, replaying, waiting))
         self.clock = clock + count * first + slope * (count * (count - 1) // 2)
         self._read = read + count * read_slope
         ledger.steps += count
@@ -123,20 +129,24 @@ class JumpEngine:
         """One step: every decoding request's token, and the chunks."""
         costs, ledger = self.costs, self.ledger
         sequences = len(self.decoding)
-        tokens, rows, ticks = sequences, sequences, 0
+        given = sequences - self._replaying
+        tokens, rows, ticks = sequences, given, 0
         now = self.clock >> TICK_BITS
         for chunk in chunks:
             request = chunk.request
             last = chunk.last
             tokens += chunk.tokens
-            rows += last
+            rows += last and request.gives_token
             ticks += costs.prefill(chunk.tokens, chunk.context, last)
             if request.stay_ps < 0:
                 self._admitted(request, now)
         ticks += costs.tokens_and_logits(tokens, rows) + costs.decode_beside_prompts(sequences, self._read)
         waiting = len(self.scheduler.waiting)
-        self.log.segments.add((now, ledger.steps, 1, ticks, 0, sequences, tokens - sequences, waiting))
+        self.log.segments.add((now, ledger.steps, 1, ticks, 0, given, tokens - given, waiting))
         self.clock += ticks
+        if ledger.late:
+            for chunk in chunks:
+                self.log.chunk(chunk, now, self.clock >> TICK_BITS)
         self._read += self._read_slope
         ledger.steps += 1
         finished = self._settle() if ledger.steps >= self._next_change else 0
@@ -150,19 +160,23 @@ class JumpEngine:
             request.admitted_ps = now
 
     def _finish_chunk(self, chunk: Chunk[Resident]) -> int:
-        """After a prompt's last chunk its first token is out, and it joins the batch unless that was its only one."""
+        """After a prompt's last chunk its next token is out, and it joins the batch unless that was its last one."""
         self.scheduler.finish_chunk(chunk)
         if not chunk.last:
             return 0
         request, steps, now = chunk.request, self.ledger.steps, self.clock >> TICK_BITS
-        request.generated += 1
         request.decode_ps = now
         request.decode_step = steps
-        if request.first_token_ps < 0:
-            request.first_token_ps = now
+        if request.gives_token:
+            request.resume_step = steps
+            if request.first_token_ps < 0:
+                request.first_token_ps = now
+            else:
+                self.log.preemption_gaps_ps.append(now - request.last_token_ps)
         else:
-            self.log.preemption_gaps_ps.append(now - request.last_token_ps)
-        request.finish_step = steps + request.output_tokens - request.generated
+            self._replay(request, steps)
+        request.generated += 1
+        request.finish_step = request.resume_step + request.output_tokens - request.generated
         if request.finish_step == steps:
             self._finish(request)
             return 1
@@ -171,6 +185,22 @@ class JumpEngine:
             self._next_change = request.finish_step
         self._follow_curve(request, steps)
         return 0
+
+    def _replay(self, request: Resident, steps: int) -> None:
+        """Only the prompt was computed anew: a step feeds each generated token, the last of which gives the next."""
+        request.resume_step = steps + request.generated
+        self._replaying += 1
+        heappush(self._resumes, request.resume_step << ID_BITS | request.request_id)
+        self._next_change = min(self._next_change, request.resume_step)
+
+    def _resume(self, steps: int) -> None:
+        """Requests that were fed all their tokens have a new one at this boundary."""
+        resumes = self._resumes
+        while resumes and resumes[0] >> ID_BITS <= steps:
+            request = self.decoding.get(heappop(resumes) & ID_MASK)
+            if request is not None and request.resume_step == steps:
+                self._replaying -= 1
+                self.log.preemption_gaps_ps.append((self.clock >> TICK_BITS) - request.last_token_ps)
 
     def _follow_curve(self, request: Resident, steps: int) -> None:
         """Take up the line of the read curve that holds for the next step."""
@@ -195,6 +225,8 @@ class JumpEngine:
         """Let go of the requests that this boundary finishes, bend the curves that bend here, find the next change."""
         steps, finishes, decoding = self.ledger.steps, self._finishes, self.decoding
         finished = 0
+        if self._resumes:
+            self._resume(steps)
         while finishes and finishes[0] >> ID_BITS <= steps:
             request = decoding.get(heappop(finishes) & ID_MASK)
             if request is not None and request.finish_step == steps:
@@ -212,7 +244,7 @@ class JumpEngine:
         return finished
 
     def _find_next_change(self) -> int:
-        """The step at which a request finishes or a read curve bends, leaving out what belonged to an earlier stay."""
+        """The step at which a request finishes or resumes or a curve bends; not what belonged to an earlier stay."""
         finishes, bends, decoding = self._finishes, self._bends, self.decoding
         while finishes:
             request = decoding.get(finishes[0] & ID_MASK)
@@ -225,6 +257,8 @@ class JumpEngine:
                 break
             heappop(bends)
         first = finishes[0] >> ID_BITS if finishes else FAR
+        if self._resumes:
+            first = min(first, self._resumes[0] >> ID_BITS)
         return min(first, bends[0] >> ID_BITS) if bends else first
 
     def _finish(self, request: Resident) -> None:
@@ -237,8 +271,12 @@ class JumpEngine:
         """Called by the scheduler before it takes a request's pages."""
         now, steps = self.clock >> TICK_BITS, self.ledger.steps
         if request.decode_step >= 0:
-            request.generated += steps - request.decode_step
-            request.last_token_ps = now
+            if steps >= request.resume_step:
+                request.generated += steps - request.resume_step
+                request.last_token_ps = now
+            else:
+                request.generated -= 1
+                self._replaying -= 1
             self._leave_curve(request, steps)
         self.log.stay(request, now, steps, True)
         request.stay_ps = request.decode_ps = request.decode_step = -1

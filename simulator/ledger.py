@@ -44,7 +44,10 @@ class LazyLedger:
     """A `PageAccount` for the jumping engine. `steps` is advanced by the engine, `decoding` is the scheduler's.
 
     The bound is tabulated by blocks of BLOCK tokens; after COUNT_EVERY blocks the pages are counted anew.
+    late: whether counts come late, and preempted requests may be fed their tokens again.
     """
+
+    late = False
 
     def __init__(self, memory: PageModel, capacity: int, watermark: int, prefixes: PrefixCache | None = None) -> None:
         self.memory = memory
@@ -71,11 +74,7 @@ class LazyLedger:
     def admits(self, request: Resident) -> bool:
         if request is self._blocked:
             return False
-        room = self.capacity - self.reserved - request.need
-        if self.prefixes is not None:
-            room -= self.prefixes.missing_pages(request.request_id)
-        if self.decoding or self.reserved:
-            room -= self.watermark
+        room = self._room_for(request)
         if self._bound(0) <= room:
             return True
         self._count()
@@ -128,6 +127,13 @@ class LazyLedger:
         if self._bound(limit - 1) <= room or self._total_after(limit - 1) <= room:
             return limit
         return bisect_left(range(limit - 1), True, lo=1, key=lambda steps: self._total_after(steps) > room)
+
+    def _room_for(self, request: Resident) -> int:
+        """Pages that decoding requests may hold for this one to be admitted."""
+        room = self.capacity - self.reserved - request.need
+        if self.prefixes is not None:
+            room -= self.prefixes.missing_pages(request.request_id)
+        return room - self.watermark if self.decoding or self.reserved else room
 
     def _bound(self, ahead: int) -> int:
         """At most so many pages are held by decoding requests for the step that follows `ahead` more."""

@@ -28,6 +28,7 @@ from leankv.simulator.run import (
     arrivals_by_replica,
     config_dict,
     deploy,
+    longest_request,
     no_progress,
     replica_forecasts,
     require_finished,
@@ -65,9 +66,9 @@ class MixedWorkload:
         return taker.take(row, arrival_ps)
 
 
-def deploy_mixed(config: SimulationConfig) -> tuple[Deployment, ...]:
-    """One deployment for each of `config.policies`. Raises InputError as `deploy` does."""
-    return tuple(deploy(replace(config, policy=policy, policies=())) for policy in config.policies)
+def deploy_mixed(config: SimulationConfig, longest: int | None = None) -> tuple[Deployment, ...]:
+    """One deployment for each of `config.policies`; see `deploy`, which may raise InputError."""
+    return tuple(deploy(replace(config, policy=policy, policies=()), longest) for policy in config.policies)
 
 
 def simulate_mixed(config: SimulationConfig, traces: Sequence[Trace], progress: Progress = no_progress) -> Run:
@@ -75,7 +76,8 @@ def simulate_mixed(config: SimulationConfig, traces: Sequence[Trace], progress: 
 
     traces: one a policy, of the same requests; only output lengths may differ. Raises InputError as `simulate` does.
     """
-    kinds = [Kind(*each) for each in zip(deploy_mixed(config), traces, strict=True)]
+    deployments = deploy_mixed(config, max(map(longest_request, traces)))
+    kinds = [Kind(*each) for each in zip(deployments, traces, strict=True)]
     return assemble_mixed(config, kinds, mixed_loop(config, kinds).run(progress))
 
 
@@ -99,7 +101,8 @@ def _engine(deployment: Deployment, on_finish: FinishHook) -> Engine:
 
 def _workload(config: SimulationConfig, kind: Kind, records: RequestRecords) -> TraceWorkload:
     deployment = kind.deployment
-    return TraceWorkload(kind.trace, config.model.max_context, deployment.memory, deployment.capacity, records)
+    memory = deployment.late or deployment.memory
+    return TraceWorkload(kind.trace, config.model.max_context, memory, deployment.capacity, records)
 
 
 def assemble_mixed(config: SimulationConfig, kinds: Sequence[Kind], outcome: Outcome) -> Run:
@@ -135,7 +138,7 @@ def _states(kinds: Sequence[Kind], logs: list[ReplicaLog], trace: Trace, request
     tables = []
     for index, (log, arrived) in enumerate(zip(logs, arrivals, strict=True)):
         deployment = kinds[index % len(kinds)].deployment
-        memory, capacity = deployment.memory, deployment.capacity
+        memory, capacity = deployment.late or deployment.memory, deployment.capacity
         tables.append(replica_states(index, log, arrived, prompts, memory, capacity, None, times))
     return pa.table({name: np.concatenate([table[name] for table in tables]) for name in tables[0]})
 

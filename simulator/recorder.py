@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from leankv.serving.scheduler import Chunk
 from leankv.simulator.resident import Resident
 
 Ints = npt.NDArray[np.int64]
@@ -80,6 +81,8 @@ class ReplicaLog:
     `sequences` requests, so its cost is their inter-token latency. `steps_before` counts the replica's earlier steps.
     Stays: from admission to release, with the pages reserved until `decode_ps`; then decoding, where the replica had
     made `decode_step` steps and the request had `decode_context` tokens cached. -1 where a prompt was never finished.
+    Chunks: noted only where pages are reported as a step leaves them, as the live engine does: what was computed of a
+    prompt after the step, but for shared prefixes.
     """
 
     def __init__(self) -> None:
@@ -99,11 +102,17 @@ class ReplicaLog:
             "shared_tokens",
             "hit_tokens",
         )
+        self.chunks = Rows("request", "start_ps", "end_ps", "tokens", "last")
         self.preemption_gaps_ps = array("q")
 
     def pack_if_many(self) -> None:
         self.segments.pack_if_many()
         self.stays.pack_if_many()
+
+    def chunk(self, chunk: Chunk[Resident], start_ps: int, end_ps: int) -> None:
+        request = chunk.request
+        tokens = max(0, chunk.context + chunk.tokens - request.shared_tokens)
+        self.chunks.add((request.request_id, start_ps, end_ps, tokens, chunk.last))
 
     def stay(self, request: Resident, end_ps: int, end_step: int, preempted: bool) -> None:
         self.stays.add(

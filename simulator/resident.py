@@ -13,12 +13,17 @@ class Resident(Request):
     `read_value + read_slope * (s - read_step)` bytes for the step that follows step s. These five are set when decoding
     starts.
 
+    `resume_step`: the step that gives the first token of a stay, which is the prompt's last unless generated tokens are
+    fed again after it.
+
     Pages: `need` to reserve for the prompt, `reserved` now; `first_held` at the first decode step, `held` at the
-    ledger's last count. They count what follows the first `shared_tokens`, whose blocks belong to the prefix cache;
-    `hit_tokens` of those were found computed. Times are in ps, -1 while not reached.
+    ledger's last count; `held_pages` when it last lost its cache, as far as was known. They count what follows the
+    first `shared_tokens`, whose blocks belong to the prefix cache; `hit_tokens` of those were found computed. Times are
+    in ps, -1 while not reached.
     """
 
     offset: int
+    resume_step: int
     finish_step: int
     read_value: int
     read_slope: int
@@ -32,6 +37,7 @@ class Resident(Request):
         "first_held",
         "first_token_ps",
         "held",
+        "held_pages",
         "hit_tokens",
         "last_token_ps",
         "need",
@@ -40,6 +46,7 @@ class Resident(Request):
         "read_step",
         "read_value",
         "reserved",
+        "resume_step",
         "shared_tokens",
         "stay_ps",
     )
@@ -59,6 +66,11 @@ class Resident(Request):
         self.first_held = first_held
         self.shared_tokens = shared_tokens
         self.hit_tokens = 0
-        self.held = self.reserved = 0
+        self.held = self.held_pages = self.reserved = 0
         self.admitted_ps = self.stay_ps = self.first_token_ps = self.last_token_ps = -1
         self.decode_ps = self.decode_step = -1
+
+    @property
+    def gives_token(self) -> bool:
+        """Whether the prompt to compute ends with all that was generated, so that its last chunk gives a new token."""
+        return self.prefill_target == self.prompt_tokens + self.generated

@@ -12,6 +12,7 @@ import numpy as np
 from leankv.serving.errors import InputError
 from leankv.serving.memory import MemoryModel
 from leankv.serving.metrics import summarise
+from leankv.serving.pool_plan import live_pool_pages
 from leankv.serving.runs import Run
 from leankv.serving.scheduler import WATERMARK, SchedulerLimits
 from leankv.simulator.cluster import ClosedLoop, FinishHook, Replica, Workload, run_open_loop
@@ -20,12 +21,14 @@ from leankv.simulator.costs import StepCosts
 from leankv.simulator.curves import ReadCurves
 from leankv.simulator.engine import JumpEngine
 from leankv.simulator.forecast import Forecast, predictions
+from leankv.simulator.late_ledger import LateCountingLedger, LateLedger
+from leankv.simulator.late_pages import LatePages
 from leankv.simulator.ledger import LazyLedger
 from leankv.simulator.prefixes import PrefixCache, shareable_blocks
 from leankv.simulator.recorder import RequestRecords
 from leankv.simulator.routing import PREDICTIVE, Router, router_named
-from leankv.simulator.step_time.profile import measured, with_measured_retention
 from leankv.simulator.step_time.overhead import DEFAULT_OVERHEAD, Overhead
+from leankv.simulator.step_time.profile import measured, with_measured_retention
 from leankv.simulator.step_time.sources import step_time_named
 from leankv.simulator.stepwise import CountingLedger, StepwiseEngine
 from leankv.simulator.tables import request_table, segment_table
@@ -46,10 +49,11 @@ def no_progress(share: float) -> None:
 
 @dataclass
 class Deployment:
-    """Everything that is fixed before the first request arrives."""
+    """Everything that is fixed before the first request arrives. late: pages as they are known, where that is late."""
 
     config: SimulationConfig
     memory: MemoryModel
+    late: LatePages | None
     step_time: StepTimeModel
     costs: StepCosts
     curves: ReadCurves
@@ -62,16 +66,16 @@ class Deployment:
         return self.config.prefix_caching and self.config.policy.shares_prefix
 
     def engine(self, on_finish: FinishHook, prefixes: PrefixCache | None) -> JumpEngine | StepwiseEngine:
-        watermark = int(self.capacity * WATERMARK)
+        pool = self.capacity, int(self.capacity * WATERMARK), prefixes
         if self.config.per_step:
-            counting = CountingLedger(self.memory, self.capacity, watermark, prefixes)
+            counting = LateCountingLedger(self.late, *pool) if self.late else CountingLedger(self.memory, *pool)
             return StepwiseEngine(self.limits, counting, self.costs, self.curves, on_finish)
-        ledger = LazyLedger(self.memory, self.capacity, watermark, prefixes)
+        ledger = LateLedger(self.late, *pool) if self.late else LazyLedger(self.memory, *pool)
         return JumpEngine(self.limits, ledger, self.costs, self.curves, on_finish)
 
 
-def deploy(config: SimulationConfig) -> Deployment:
-    """Build the models of one deployment.
+def deploy(config: SimulationConfig, longest: int | None = None) -> Deployment:
+    """Build the models of one deployment; `longest`: tokens of the longest request, where known.
 
     Raises:
         InputError: the model does not fit, or the step-time source has no figures for the device.
@@ -82,19 +86,36 @@ def deploy(config: SimulationConfig) -> Deployment:
     step_time = step_time_of(config)
     costs = StepCosts(step_time, config.policy, config.max_num_batched_tokens, config.max_num_seqs)
     limits = SchedulerLimits(config.max_num_seqs, config.max_num_batched_tokens, config.chunked_prefill)
-    capacity = memory.capacity(kv_bytes, config.max_num_seqs)
-    return Deployment(config, memory, step_time, costs, ReadCurves(memory, step_time.read_factors(memory)), kv_bytes, capacity, limits)
+    late = LatePages(memory) if config.late_counts else None
+    capacity = _capacity(config, memory, kv_bytes, longest)
+    curves = ReadCurves(memory, step_time.read_factors(memory))
+    return Deployment(config, memory, late, step_time, costs, curves, kv_bytes, capacity, limits)
+
+
+def _capacity(config: SimulationConfig, memory: MemoryModel, kv_bytes: int, longest: int | None) -> int:
+    """Pages of the pool. The live engine's tables are as wide as its longest request, and come out of its memory."""
+    if config.kv_pages is not None:
+        return config.kv_pages
+    if not (config.late_counts and config.policy.live):
+        return memory.capacity(kv_bytes, config.max_num_seqs)
+    widest = min(config.model.max_context, longest or config.model.max_context)
+    return live_pool_pages(config.policy, config.model.head_dim, memory.heads, kv_bytes, config.max_num_seqs, widest)
+
+
+def longest_request(trace: Trace) -> int:
+    """Tokens of prompt and output together."""
+    return int((trace.prompt_tokens.astype(np.int64) + trace.output_tokens).max())
 
 
 def as_measured(config: SimulationConfig) -> SimulationConfig:
-    """With a profile: the retention measured.
+    """With a profile: the retention measured, and pages known as late as in the engine that was measured.
 
     Raises:
         InputError: the policy was not measured.
     """
     if config.profile is None:
         return config
-    return replace(config, policy=with_measured_retention(config.profile, config.policy))
+    return replace(config, policy=with_measured_retention(config.profile, config.policy), late_counts=True)
 
 
 def step_time_of(config: SimulationConfig) -> StepTimeModel:
@@ -157,7 +178,8 @@ def event_loop(deployment: Deployment, trace: Trace) -> EventLoop:
         for index, each in enumerate(forecasts)
     ]
     shared = None if blocks is None or trace.prefix_hashes is None else blocks * trace.prefix_hashes.block_tokens
-    workload = TraceWorkload(trace, config.model.max_context, deployment.memory, deployment.capacity, records, shared)
+    memory = deployment.late or deployment.memory
+    workload = TraceWorkload(trace, config.model.max_context, memory, deployment.capacity, records, shared)
     return EventLoop(config, records, replicas, workload)
 
 
@@ -201,7 +223,7 @@ def simulate(config: SimulationConfig, trace: Trace, progress: Progress = no_pro
             from leankv.simulator.mixed import simulate_mixed
 
             return simulate_mixed(config, [trace] * len(config.policies), progress)
-        deployment = deploy(config)
+        deployment = deploy(config, longest_request(trace))
         return assemble(deployment, trace, event_loop(deployment, trace).run(progress))
     except OverflowError as error:
         raise InputError(
@@ -220,7 +242,8 @@ def assemble(deployment: Deployment, trace: Trace, outcome: Outcome) -> Run:
     prefixes = trace.prefix_hashes if deployment.shares_prefixes() else None
     prompts = trace.prompt_tokens.astype(np.int64)
     arrivals = arrivals_by_replica(requests, len(logs))
-    states = timeline(logs, arrivals, prompts, deployment.memory, deployment.capacity, prefixes)
+    memory = deployment.late or deployment.memory
+    states = timeline(logs, arrivals, prompts, memory, deployment.capacity, prefixes)
     preemption_gaps_ps = [gap for log in logs for gap in log.preemption_gaps_ps]
     summary = summarise(requests, segments, config.slo, preemption_gaps_ps)
     summary |= usage_summary(deployment, logs, requests, segments, states, summary["duration_s"])

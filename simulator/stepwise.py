@@ -20,6 +20,8 @@ from leankv.simulator.resident import Resident
 class CountingLedger:
     """A `PageAccount` that adds up every request's pages at every question."""
 
+    late = False
+
     def __init__(self, memory: PageModel, capacity: int, watermark: int, prefixes: PrefixCache | None = None) -> None:
         self.memory = memory
         self.capacity = capacity
@@ -43,14 +45,17 @@ class CountingLedger:
     def admits(self, request: Resident) -> bool:
         watermark = self.watermark if self.decoding or self.reserved else 0
         blocks = self.prefixes.missing_pages(request.request_id) if self.prefixes else 0
-        return self.used() + admission_pages(self.memory, request) + blocks + watermark <= self.capacity
+        return self.used() + self._need(request) + blocks + watermark <= self.capacity
+
+    def _need(self, request: Resident) -> int:
+        return admission_pages(self.memory, request)
 
     def admit(self, request: Resident) -> None:
         if self.prefixes:
             request.hit_tokens, taken = self.prefixes.take(request.request_id, self.capacity - self.used())
             request.computed = request.hit_tokens
             self.reserved += taken
-        request.need = request.reserved = admission_pages(self.memory, request)
+        request.need = request.reserved = self._need(request)
         self.reserved += request.reserved
 
     def start_decode(self, request: Resident) -> None:
@@ -60,6 +65,9 @@ class CountingLedger:
 
     def recompute(self, request: Resident) -> None:
         """Nothing is remembered, so nothing is to be mended."""
+
+    def stepped(self) -> None:
+        """A step was executed; what pages count now needs no telling."""
 
     def release(self, request: Resident) -> None:
         self.reserved -= request.reserved
@@ -89,6 +97,7 @@ class StepwiseEngine:
         self.log = ReplicaLog()
         self.clock = 0
         self.steps = 0
+        self.interrupted: set[int] = set()
 
     @property
     def idle(self) -> bool:
@@ -113,15 +122,21 @@ class StepwiseEngine:
             self._admitted(chunk.request, now)
         batch = sorted(self.decoding.values(), key=lambda request: request.request_id)
         ticks = self._cost(batch, chunks)
-        self._record(now, ticks, len(batch), sum(chunk.tokens for chunk in chunks))
+        replaying = sum(self._replays(request) for request in batch)
+        self._record(now, ticks, len(batch) - replaying, replaying + sum(chunk.tokens for chunk in chunks))
         self.clock += ticks
         self.steps += 1
+        for chunk in chunks if self.ledger.late else ():
+            self.log.chunk(chunk, now, self.clock >> TICK_BITS)
         finished = sum(self._decoded(request) for request in batch)
-        return finished + sum(self._computed(chunk) for chunk in chunks)
+        finished += sum(self._computed(chunk) for chunk in chunks)
+        self.ledger.stepped()
+        return finished
 
     def _cost(self, batch: list[Resident], chunks: list[Chunk[Resident]]) -> int:
         tokens = len(batch) + sum(chunk.tokens for chunk in chunks)
-        rows = len(batch) + sum(chunk.last for chunk in chunks)
+        rows = sum(not self._replays(request) for request in batch)
+        rows += sum(chunk.last and self._whole(chunk.request, chunk.request.prefill_target) for chunk in chunks)
         read = 0
         for request in batch:
             context = self.ledger.contexts[request.request_id] + 1
@@ -139,9 +154,18 @@ class StepwiseEngine:
         if request.admitted_ps < 0:
             request.admitted_ps = now
 
+    def _whole(self, request: Resident, cached: int) -> bool:
+        """Whether all tokens that a request has are cached, so that the last of them gives a new one."""
+        return cached == request.prompt_tokens + request.generated
+
+    def _replays(self, request: Resident) -> bool:
+        """Whether a decoding request has had no token since it lost its cache: it is fed earlier ones."""
+        return request.request_id in self.interrupted
+
     def _decoded(self, request: Resident) -> bool:
         self.ledger.contexts[request.request_id] += 1
-        request.generated += 1
+        if not self._whole(request, self.ledger.contexts[request.request_id]):
+            return False
         return self._token(request)
 
     def _computed(self, chunk: Chunk[Resident]) -> bool:
@@ -149,17 +173,18 @@ class StepwiseEngine:
         if not chunk.last:
             return False
         request = chunk.request
-        request.generated += 1
         request.decode_ps = self.clock >> TICK_BITS
         request.decode_step = self.steps
-        if request.last_token_ps >= 0:
-            self.log.preemption_gaps_ps.append(request.decode_ps - request.last_token_ps)
-        return self._token(request)
+        return self._whole(request, request.prefill_target) and self._token(request)
 
     def _token(self, request: Resident) -> bool:
         now = self.clock >> TICK_BITS
+        request.generated += 1
         if request.first_token_ps < 0:
             request.first_token_ps = now
+        if request.request_id in self.interrupted:
+            self.interrupted.remove(request.request_id)
+            self.log.preemption_gaps_ps.append(now - request.last_token_ps)
         request.last_token_ps = now
         if request.generated < request.output_tokens:
             return False
@@ -169,5 +194,7 @@ class StepwiseEngine:
         return True
 
     def _preempt(self, request: Resident) -> None:
+        if request.generated:
+            self.interrupted.add(request.request_id)
         self.log.stay(request, self.clock >> TICK_BITS, self.steps, True)
         request.stay_ps = request.decode_ps = request.decode_step = -1

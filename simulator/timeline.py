@@ -28,6 +28,9 @@ class TierPages(Protocol):
 
     def pages(self, prompt: int, context: int) -> int: ...
 
+    def incomplete_pages_array(self, done: Ints) -> Ints:
+        """Pages of prompts of which `done` tokens are computed, and not the last."""
+
 
 def timeline(
     logs: list[ReplicaLog],
@@ -149,6 +152,8 @@ def _pages(log: ReplicaLog, prompts: Ints, memory: TierPages, times: Ints) -> tu
     own_prompts = prompts[log.stays.column("request")[decodes]] - shared
     offsets = log.stays.column("decode_context")[decodes] - log.stays.column("decode_step")[decodes] + 1 - shared
     total: Ints = np.zeros((len(times), 2), dtype=np.int64)
+    if len(log.chunks):
+        staged, total = _prompt_pages(log, prompts, memory, times)
     for rows in _batches(high - low):
         samples = _ranges(low[rows], high[rows])
         counts = high[rows] - low[rows]
@@ -156,6 +161,20 @@ def _pages(log: ReplicaLog, prompts: Ints, memory: TierPages, times: Ints) -> tu
         tiers = memory.tier_pages_array(np.repeat(own_prompts[rows], counts), contexts)
         for tier in range(tiers.shape[1]):
             total[:, min(tier, 1)] += np.bincount(samples, tiers[:, tier], len(times)).astype(np.int64)
+    return staged, total
+
+
+def _prompt_pages(log: ReplicaLog, prompts: Ints, memory: TierPages, times: Ints) -> tuple[Ints, Ints]:
+    """As `_pages`, of prompts during the steps that compute them, as each step leaves them: the last one complete."""
+    names = ("request", "start_ps", "end_ps", "tokens", "last")
+    request, start, end, tokens, last = (log.chunks.column(name) for name in names)
+    done = last > 0
+    part, whole = ~done, tokens[done]
+    staged = _sum_between(start[part], end[part], memory.incomplete_pages_array(tokens[part]), times)
+    tiers = memory.tier_pages_array(np.minimum(prompts[request[done]], whole), whole)
+    total = np.zeros((len(times), 2), dtype=np.int64)
+    for tier in range(tiers.shape[1]):
+        total[:, min(tier, 1)] += _sum_between(start[done], end[done], tiers[:, tier], times)
     return staged, total
 
 

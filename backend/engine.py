@@ -75,6 +75,9 @@ class Engine:
             )
         except (ValueError, TypeError) as error:
             raise InputError(f"{policy.name} on {loaded.name}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            size = f"a KV pool of {memory_bytes / 2**30:.1f} GiB"
+            raise InputError(f"{size} does not fit beside {loaded.name}; lower --kv-memory-gib") from error
         self.pages = LivePages(self.cache)
         self.scheduler: Scheduler[LiveRequest] = Scheduler(limits, self.pages, self._preempted)
         self.clock, self.log = Clock(), StepLog()

@@ -70,7 +70,7 @@ def run_live(
 ) -> Run:
     """Serve the trace under one policy; `progress` is called with the share of tokens computed.
 
-    Raises InputError where the pool is too small or every request is rejected.
+    Raises InputError where the pool is too small or every request is rejected, CacheFault where the cache fails.
     """
     longest = min(loaded.max_context, int((trace.prompt_tokens + trace.output_tokens).max()))
     engine = Engine(
@@ -81,11 +81,12 @@ def run_live(
         max_tokens=longest,
         key_means=key_means,
     )
+    # First, since it also finds what only the model's own layers tell, a sliding window.
+    engine.warm_up(record_all=True)
     requests = _requests(trace, prompts, config.sampling)
     refused = {r.request_id: reason for r in requests if (reason := _refusal(engine, loaded, r)) is not None}
     if len(refused) == len(requests):
         raise InputError(f"{trace.name}: every request was rejected, the first: {refused[0]}")
-    engine.warm_up()
     serve(engine, [request for request in requests if request.request_id not in refused], progress)
     return _assembled(engine, config, trace, requests, refused)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leankv.backend.key_means import key_means_of
 from leankv.backend.live_request import Sampling
 from leankv.backend.live_run import LiveConfig
 from leankv.backend.prompts import prompts_of
+from leankv.backend.room import GIB, free_bytes, require_room_for_model
 from leankv.backend.texts import essays, windows
 from leankv.backend.weights import Loaded, load
 from leankv.serving.errors import InputError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from leankv.traces.trace import Trace
 
-GIB = 1 << 30
 DEFAULT_CPU_BYTES = GIB
 GPU_SHARE = 0.75
 MEANS_TOKENS = 512
@@ -58,24 +58,12 @@ def live_setup(
     device = device_named(backend)
     loaded = loaded_on(model, device)
     spec = model_of_config(loaded.model.config.to_dict(), loaded.name, loaded.source)
-    pool = _pool_bytes(device, kv_memory_gib)
+    pool = pool_bytes(device, kv_memory_gib)
     texts = essays()
     prompts = prompts_of(texts, loaded.tokenizer, trace.prompt_tokens.tolist())
     centred = any("centred" in policy.key_transform for policy in policies)
     means = key_means_of(loaded, windows(texts, loaded.tokenizer, MEANS_TOKENS, 1)[0]) if centred else None
     return LiveSetup(loaded, spec, described(loaded, device), pool, prompts, means)
-
-
-def free_bytes(device: str) -> int | None:
-    """Memory that is free on the device, None where this cannot be known."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def device_named(backend: str) -> str:
@@ -89,13 +77,14 @@ def device_named(backend: str) -> str:
 
 def loaded_on(model: str, device: str) -> Loaded:
     """The model; see `weights.load`. Raises InputError where it does not fit."""
+    require_room_for_model(model, device)
     try:
         return load(model, device=device)
     except torch.OutOfMemoryError as error:
         raise InputError(f"{model} does not fit the GPU; choose a smaller model or --backend cpu") from error
 
 
-def _pool_bytes(device: str, asked_gib: float | None) -> int:
+def pool_bytes(device: str, asked_gib: float | None) -> int:
     if asked_gib is not None and asked_gib <= 0:
         raise InputError(f"--kv-memory-gib is {asked_gib:g}: give a positive size")
     free = free_bytes(device)
@@ -115,13 +104,3 @@ def described(loaded: Loaded, device: str) -> dict[str, Any]:
         return {"name": torch.cuda.get_device_name(), "backend": "cuda", "dtype": dtype}
     threads = torch.get_num_threads()
     return {"name": f"cpu, {threads} threads", "backend": "cpu", "threads": threads, "dtype": dtype}
-
-
-def key_means_of(loaded: Loaded, tokens: Tensor) -> Tensor:
-    """Mean keys float32 [layers, kv_heads, head_dim] of a text that stands for all.
-
-    The mean moves little from one text to the next, and centring is exact with any.
-    """
-    from leankv.backend.capture import capture, mean_keys
-
-    return mean_keys(capture(loaded, tokens))

@@ -29,12 +29,11 @@ class StepRead:
 
 
 def report(cache: KVCache, tokens: Tensor) -> Tensor:
-    """int32 on the device: three fault counters, pages and tokens by slot and tier, then `tokens` (int [rows])."""
+    """int32 on the device: the cache's three faults, pages and tokens by slot and tier, then `tokens` (int [rows])."""
     tables = cache.tables
     held = pg.pages_held(tables.counts, tables.tokens_per_page)
     by_slot = torch.stack([held, tables.counts]).view(2, tables.slots, -1, 2).sum(2, dtype=torch.int32)
-    faults = tables.state[pg.DEFICIT : pg.OVERFLOW + 1]
-    return torch.cat([faults, cache.errors, by_slot.flatten(), tokens.int()])
+    return torch.cat([cache.faults(), by_slot.flatten(), tokens.int()])
 
 
 def read(report: Tensor, slots: int) -> StepRead:
@@ -45,7 +44,7 @@ def read(report: Tensor, slots: int) -> StepRead:
     if over:
         raise CacheFault(f"a head needed {over} pages more than its page table has: the bound does not hold")
     if bad:
-        raise CacheFault(f"{bad} rows of keys or values were not finite, so what the cache holds of them is wrong")
+        raise CacheFault(f"{bad} rows of keys or values were not finite or beyond float16's range")
     pairs = list(zip(rest[0 : 4 * slots : 2], rest[1 : 4 * slots : 2], strict=True))
     return StepRead(rest[4 * slots :], SlotCounts(pairs[:slots], pairs[slots:]))
 

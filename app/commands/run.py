@@ -36,6 +36,7 @@ Prompts are real text cut to the traced lengths. A policy's run folder is writte
 same settings and --output-dir, a later call keeps it and goes on with the next.
 """
 POLICIES = ("fp16", "leankv")
+Stops = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TOKEN", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Live:
     """Draw only from the likeliest tokens of this much probability."""
     ignore_eos: bool = True
     """Generate as many tokens as the trace says, whatever the model says."""
+    stop: Stops = ()
+    """End a request at this token, repeatable: a text that is one token of the model, as '\\n', or a token's id."""
     slo: Slo = ("ttft:1000", "tpot:50")
     """Service levels in ms, as in --slo ttft:500 tpot:50; goodput counts requests that meet all."""
     output_dir: File = None
@@ -83,10 +86,11 @@ def main(argv: list[str]) -> int:
     from leankv.backend.live_setup import live_setup
 
     setup = live_setup(command.model, command.backend, command.kv_memory_gib, trace, policies)
+    sampling = _sampling(command, setup)
     runs: list[Run] = []
     try:
         for policy in policies:
-            config = setup.config(policy, limits, _sampling(command), slo)
+            config = setup.config(policy, limits, sampling, slo)
             runs.append(_kept(command.output_dir, config, trace) or _measured(setup, config, trace, command.output_dir))
     except KeyboardInterrupt:
         if runs:
@@ -126,10 +130,12 @@ def _require_sampling(command: Live) -> None:
         raise InputError(f"--top-p is {command.top_p:g}: give a share above 0, at most 1")
 
 
-def _sampling(command: Live) -> Sampling:
+def _sampling(command: Live, setup: LiveSetup) -> Sampling:
     from leankv.backend.live_request import Sampling
+    from leankv.backend.sampling import stop_tokens
 
-    return Sampling(command.temperature, command.top_p, command.trace.seed, ignore_eos=command.ignore_eos)
+    stops = stop_tokens(command.stop, setup.loaded.tokenizer, setup.model.vocab)
+    return Sampling(command.temperature, command.top_p, command.trace.seed, stops, command.ignore_eos)
 
 
 def _folder(output_dir: Path, policy: str) -> Path:
@@ -154,10 +160,17 @@ def _kept(output_dir: Path | None, config: LiveConfig, trace: Trace) -> Run | No
 
 def _measured(setup: LiveSetup, config: LiveConfig, trace: Trace, output_dir: Path | None) -> Run:
     from leankv.backend.live_run import run_live
+    from leankv.backend.step_read import CacheFault
+    from leankv.serving.errors import InputError
     from leankv.serving.runs import save_run
 
     with progress_bar(f"{config.policy.name}: {len(trace):,} requests") as report:
-        run = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
+        try:
+            run = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
+        except CacheFault as fault:
+            raise InputError(
+                f"--policy {config.policy.name}: the cache failed: {fault}; its run is not written"
+            ) from fault
     if output_dir is not None:
         save_run(run, _folder(output_dir, config.policy.name))
     return run

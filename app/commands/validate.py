@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -286,14 +285,5 @@ def _conditions(plan: Plan) -> dict[str, Any]:
         **asdict(plan.limits),
         "kv_memory_bytes": plan.setup.kv_memory_bytes,
         "versions": versions(),
-        "profile": {
-            "digest": profile_digest(plan.profile),
-            "created": plan.profile.created,
-            "versions": dict(plan.profile.versions),
-        },
+        "profile": {**plan.profile.identity, "versions": dict(plan.profile.versions)},
     }
-
-
-def profile_digest(profile: Profile) -> str:
-    """The same for the same measurements and fits, wherever they lie."""
-    return hashlib.sha256(json.dumps(asdict(profile), sort_keys=True).encode()).hexdigest()[:16]

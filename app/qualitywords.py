@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leankv.app.figures.quality import Axis, Point
@@ -40,10 +41,10 @@ def points(quality: Quality, metric: str) -> list[Point]:
         shown = _shown(name, policy.scores.get(metric), as_difference)
         if shown is not None:
             value, interval = shown
-            edges = (None, None) if interval is None else (scale * interval[0], scale * interval[1])
-            found[name] = (policy.physical_ratio, scale * value, *edges)
-    best = on_frontier({name: each[:2] for name, each in found.items()}, axis.less_is_better)
-    return [Point(name, *each, name in best) for name, each in found.items()]
+            low, high = (None, None) if interval is None else (scale * interval[0], scale * interval[1])
+            found[name] = Point(name, policy.physical_ratio, scale * value, low, high, False)
+    best = on_frontier({name: (point.ratio, point.value) for name, point in found.items()}, axis.less_is_better)
+    return [replace(point, on_frontier=name in best) for name, point in found.items()]
 
 
 def _shown(policy: str, score: Score | None, as_difference: bool) -> tuple[float, tuple[float, float] | None] | None:

@@ -10,6 +10,7 @@ import streamlit as st
 from leankv.app import found, profiles, qualitywords
 from leankv.app.figures import quality as figures
 from leankv.app.navigation import link
+from leankv.app.negativebrowser import negative_browser
 from leankv.app.views import download_csv, is_dark, show
 from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
@@ -99,6 +100,7 @@ def _draw(quality: Quality) -> None:
     _table(quality)
     _tasks(quality)
     _needles(quality)
+    negative_browser(quality)
     _lengths(quality)
     _heads(quality)
 

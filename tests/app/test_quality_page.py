@@ -44,8 +44,8 @@ def test_the_page_judges_and_draws(leankv_home: Path, folder: Path) -> None:
     app = opened(quality=str(folder))
     assert app.markdown[0].value.startswith("**leankv compresses most within 1%")
     assert "int4 breaks the model" in app.markdown[0].value
-    # frontier, four tasks, two needle maps, growth
-    assert len(app.get("plotly_chart")) == 1 + 4 + 2 + 1
+    # frontier, four tasks, two needle maps, negative samples, growth
+    assert len(app.get("plotly_chart")) == 1 + 4 + 2 + 1 + 1
     assert list(app.dataframe[1].value["Policy"]) == ["fp16", "int8", "kivi:bits=4", "leankv", "int4", "leankv-r"]
 
 
@@ -137,3 +137,26 @@ def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None
         assert len(chart.alt) > 30
         assert chart.table.num_rows > 0
         assert chart.figure.to_json()
+
+
+def test_negative_samples_are_shown_with_every_answer(leankv_home: Path, folder: Path) -> None:
+    from leankv.serving.negative_samples import negative_samples
+
+    samples = negative_samples(load_quality(folder).samples, ["int4"], 0.1)
+    answers = [sample for sample in samples if sample.task == "answers"]
+    app = opened(quality=str(folder), set="int4", sample=f"answers {answers[0].sample_id}")
+    assert f"**{len(samples)} samples fail under it.**" in [block.value for block in app.markdown]
+    shown = [code.value for code in app.code]
+    assert [answers[0].question, answers[0].reference] == shown[:2]
+    assert answers[0].baseline.answer in shown and answers[0].answers["int4"].answer in shown
+
+
+def test_more_is_lost_where_less_counts_as_wrong(quality: Quality) -> None:
+    from leankv.app.figures.negatives import TOGETHER, by_theta
+    from leankv.serving.negative_samples import counts
+
+    chart = by_theta(counts(quality.samples, ["int4", "leankv"], (0.05, 0.5)), 0.05)
+    lines = {trace.name: list(trace.y) for trace in chart.figure.data}
+    assert set(lines) == {"int4", "leankv", TOGETHER}
+    assert lines["int4"][0] >= lines["int4"][1]
+    assert lines[TOGETHER][0] <= min(lines["int4"][0], lines["leankv"][0])

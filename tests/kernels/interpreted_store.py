@@ -58,6 +58,53 @@ def non_finite() -> None:
     print("non-finite rows are counted", flush=True)
 
 
+def beyond_float16() -> None:
+    """Raw, centred or rotated beyond float16's range: counted, stored as zeros, and the other rows as ever."""
+    for format in (K8V4, FP16, FP8, KIVI2):
+        layout = layout_of(format, 64, page_bytes_for(64, (format, K4V2)))
+        n = 32 if format.key_axis == "channel" else 3
+        for transform, keys in (
+            (KeyTransform(), 70000.0),
+            (KeyTransform(), -70000.0),
+            (KeyTransform(torch.full((1, 64), -60000.0)), 60000.0),
+            (KeyTransform(rotated=True), 60000.0),
+            (KeyTransform(rotated=True), float("inf")),
+        ):
+            if format.key_axis == "channel" and (transform.rotated or transform.mean is not None):
+                continue
+            tokens = Tokens(torch.ones(n, 1, 64), torch.ones(n, 1, 64), torch.zeros(n, 1), torch.zeros(n, 1).int())
+            tokens.keys[1] = keys
+            pool, errors = new_pool(1, layout.page_bytes), torch.zeros(1, dtype=torch.int32)
+            pages, places = torch.zeros(n, 1, dtype=torch.int64), torch.arange(n)[:, None]
+            store(pool, layout, pages, places, tokens, transform, errors, path="triton")
+            assert int(errors) == 1, (format.name, keys, int(errors))
+            found = gather(pool, layout, pages[:2], places[:2].contiguous(), path="triton")
+            assert bool(found.keys.isfinite().all()) and bool(found.values.isfinite().all()), (format.name, keys)
+            for path in ("torch", "reference"):
+                try:
+                    store(new_pool(1, layout.page_bytes), layout, pages, places, tokens, transform, path=path)
+                except ValueError as error:
+                    assert "65504" in str(error), error
+                else:
+                    raise AssertionError(f"{path} stored {keys}")
+    print("keys beyond float16's range are counted", flush=True)
+
+
+def top_of_the_range() -> None:
+    """What lies just within the range comes back within it, so that a tier below can store it again."""
+    layout, below = (layout_of(f, 64, page_bytes_for(64)) for f in (K8V4, K4V2))
+    keys = torch.linspace(-65504, 65504, 64).view(1, 1, 64)
+    where = torch.zeros(1, 1, dtype=torch.int64)
+    for path in ("triton", "torch", "reference"):
+        pool, errors = new_pool(1, layout.page_bytes), torch.zeros(1, dtype=torch.int32)
+        store(pool, layout, where, where, Tokens(keys, keys, torch.zeros(1, 1), where.int()), errors=errors, path=path)
+        found = gather(pool, layout, where, where, path=path)
+        assert float(found.keys.max()) == 65504, path
+        store(pool, below, where, where, found, errors=errors, path=path)
+        assert int(errors) == 0, path
+    print("the top of the range can be requantized", flush=True)
+
+
 def short_scale() -> None:
     """A range of three steps of 1 in float32, whose largest element is a little beyond the third."""
     layout = layout_of(K2V4, 64)
@@ -85,3 +132,5 @@ if __name__ == "__main__":
     check(K3V2, 64, 8, rotated=True)
     check(K8V4, 64, 8, centred=True)
     non_finite()
+    beyond_float16()
+    top_of_the_range()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Figure = Callable[[Mapping[str, Any]], str]
 WIDTH = 160
+SHIFTED = "with_length_shift"
 
 
 def _number(key: str, digits: int = 1) -> Figure:
@@ -88,6 +89,24 @@ ROWS: tuple[tuple[str, Figure], ...] = (
 )
 
 
+def _shifted(key: str, digits: int = 1) -> Figure:
+    def shown(summary: Mapping[str, Any]) -> str:
+        value = (summary.get(SHIFTED) or {}).get(key)
+        return "-" if value is None else f"{value:,.{digits}f}"
+
+    return shown
+
+
+SHIFTED_ROWS: tuple[tuple[str, Figure], ...] = (
+    ("with outputs as long as measured", lambda summary: ""),
+    ("  output length over fp16's, mean", _shifted("mean_ratio", 3)),
+    ("  E2EL ms, mean", _shifted("mean_e2el_ms")),
+    ("  output tokens/s", _shifted("output_throughput")),
+    ("  requests/s", _shifted("request_throughput", 2)),
+    ("  goodput, requests/s", _shifted("request_goodput", 2)),
+)
+
+
 def wide_console() -> Console:
     """The terminal; where the output is none there is no width to fit, and wrapped cells would be harder to search."""
     from rich.console import Console
@@ -107,7 +126,8 @@ def print_comparison(config: Mapping[str, Any], summaries: Sequence[Mapping[str,
     table.add_column("")
     for summary in summaries:
         table.add_column(summary["policy"], justify="right")
-    for label, figure in ROWS:
+    shifted = SHIFTED_ROWS if any(SHIFTED in summary for summary in summaries) else ()
+    for label, figure in (*ROWS, *shifted):
         table.add_row(label, *(figure(summary) for summary in summaries))
     console = wide_console()
     console.print(table)

@@ -19,6 +19,7 @@ from leankv.app.commands.traces import Chosen, File, opened
 if TYPE_CHECKING:
     from leankv.serving.runs import Run
     from leankv.simulator.config import SimulationConfig
+    from leankv.simulator.length_shift import LengthShift
     from leankv.traces.trace import Trace
 
 ABOUT = """\
@@ -42,6 +43,8 @@ class Simulate:
     """Folder for one run folder a policy (config, summary, requests, timeline, segments); must be new or empty."""
     json: File = None
     """Write every summary to this file."""
+    length_shift: File = None
+    """An evaluation's folder: simulate each policy once more with outputs as much longer as were measured there."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,27 @@ def main(argv: list[str]) -> int:
     configs = {seed: command.deployment.configs(seed) for seed in _seeds(command)}
     traces = _traces(command)
     _require_fit(configs[command.trace.seed])
+    ratios = _ratios(command, configs[command.trace.seed])
     results: list[Result] = []
     try:
         for index in range(len(configs[command.trace.seed])):
-            results.append(_result({seed: configs[seed][index] for seed in configs}, traces))
+            chosen = {seed: configs[seed][index] for seed in configs}
+            results.append(_result(chosen, traces, ratios))
     except KeyboardInterrupt:
         if results:
             _finish(command, results)
         raise
     _finish(command, results)
     return 0
+
+
+def _ratios(command: Simulate, configs: Sequence[SimulationConfig]) -> Mapping[str, LengthShift] | None:
+    """By policy, or None where no shift was asked for."""
+    if command.length_shift is None:
+        return None
+    from leankv.app.commands._length_shift import measured_ratios
+
+    return measured_ratios(command.length_shift, configs)
 
 
 def _check_outputs(command: Simulate) -> None:
@@ -126,12 +140,19 @@ def _require_fit(configs: Sequence[SimulationConfig]) -> None:
         deploy_mixed(config) if config.policies else deploy(config)
 
 
-def _result(configs: Mapping[int, SimulationConfig], traces: Mapping[int, Trace]) -> Result:
+def _result(
+    configs: Mapping[int, SimulationConfig], traces: Mapping[int, Trace], ratios: Mapping[str, LengthShift] | None
+) -> Result:
     from leankv.serving.seeds import over_seeds
 
     runs = {seed: _simulated(config, traces[seed]) for seed, config in configs.items()}
     summaries = {seed: run.summary for seed, run in runs.items()}
-    return Result(runs, over_seeds(summaries) if len(runs) > 1 else next(iter(summaries.values())))
+    summary = over_seeds(summaries) if len(runs) > 1 else next(iter(summaries.values()))
+    if ratios is not None:
+        from leankv.app.commands._length_shift import shifted_figures
+
+        summary = {**summary, "with_length_shift": shifted_figures(configs, traces, ratios)}
+    return Result(runs, summary)
 
 
 def _simulated(config: SimulationConfig, trace: Trace) -> Run:

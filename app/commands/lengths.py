@@ -1,0 +1,122 @@
+"""How much longer outputs get under each policy, from an evaluation, and how well lengths can be predicted."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from leankv.app.commands._outputs import require_place_for_file
+from leankv.app.commands._parsing import parsed
+
+if TYPE_CHECKING:
+    from leankv.backend.evaluation.length_predictor import Predictor
+    from leankv.serving.length_shift import Shift
+
+ABOUT = """\
+Output lengths under fp16 and under every other policy, prompt by prompt, with natural stopping.
+
+  leankv evaluate --task answers --output-dir quality
+  leankv lengths quality
+  leankv simulate --length-shift quality      # what longer answers do to latency and throughput
+
+D = (L_fp16 - L_policy) / L_fp16: -0.5 is an output that grew by half. Then the length predictor's held-out accuracy,
+beside that of plain guesses (pip install 'leankv[quality]'); routers that predict take it as --length-accuracy.
+"""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    quality: Annotated[Path, tyro.conf.Positional]
+    """The folder that an evaluation wrote."""
+    predictor: bool = True
+    """Fit and test the length predictor, too."""
+    json: Path | None = None
+    """Write all figures to this file."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `leankv lengths`; raises InputError for bad input."""
+    command = parsed(Lengths, "leankv lengths", ABOUT, argv)
+    require_place_for_file(command.json)
+    from leankv.serving.length_shift import paired_lengths, shift
+    from leankv.serving.paired import BASELINE
+    from leankv.serving.quality import load_quality
+
+    samples = load_quality(command.quality).samples
+    policies = [name for name in samples["policy"].unique().to_pylist() if name != BASELINE]
+    shifts = [shift(policy, paired_lengths(samples, policy)) for policy in policies]
+    _print_shifts(shifts)
+    predictor = None
+    if command.predictor:
+        from leankv.backend.evaluation.length_predictor import evaluate_predictor
+
+        predictor = evaluate_predictor(samples)
+        _print_predictor(predictor)
+    if command.json is not None:
+        _write(command.json, shifts, predictor)
+    return 0
+
+
+def _print_shifts(shifts: Sequence[Shift]) -> None:
+    from rich.table import Table
+
+    from leankv.app.commands._run_tables import wide_console
+    from leankv.serving.length_shift import QUANTILES
+
+    table = Table(title="D = (L_fp16 - L_policy) / L_fp16, with 95 % intervals")
+    table.add_column("policy")
+    for name in (
+        "n",
+        "mean D",
+        " / ".join(f"p{100 * q:g}" for q in QUANTILES),
+        "grown by half",
+        "mean ratio",
+        "capped",
+    ):
+        table.add_column(name, justify="right")
+    for each in shifts:
+        table.add_row(
+            each.policy,
+            str(each.n),
+            f"{each.mean:+.3f} {_bounds(each.mean_interval)}",
+            " / ".join(f"{value:+.2f}" for value in each.quantiles),
+            f"{100 * each.grown_by_half:.1f} % {_bounds(each.grown_by_half_interval, 100)}",
+            f"{each.mean_ratio:.3f} {_bounds(each.mean_ratio_interval)}",
+            f"{100 * each.capped:.0f} %",
+        )
+    console = wide_console()
+    console.print(table)
+    left_out = max((each.left_out for each in shifts), default=0)
+    if left_out:
+        console.print(f"{left_out} prompts left out: their fp16 output ran into the cap, so its length is not known")
+
+
+def _print_predictor(found: Predictor) -> None:
+    print(
+        f"length predictor, held out by prompt ({found.prompts} prompts, {found.rows} outputs): accuracy "
+        f"{found.accuracy:.3f}; the policy's median {found.median:.3f}, by kind of question {found.median_by_kind:.3f}"
+    )
+    if not found.beats_guesses:
+        print("it does not beat the better of the two plain guesses: on these prompts, use the guess")
+
+
+def _bounds(interval: tuple[float, float] | None, scale: float = 1) -> str:
+    digits = 1 if scale > 1 else 3
+    return "" if interval is None else f"[{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]"
+
+
+def _write(path: Path, shifts: Sequence[Shift], predictor: Predictor | None) -> None:
+    from leankv.serving.files import atomic_write
+
+    content = {
+        "schema_version": 1,
+        "shifts": [asdict(each) for each in shifts],
+        "predictor": None if predictor is None else asdict(predictor),
+    }
+    with atomic_write(path) as beside:
+        beside.write_text(json_module.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,135 @@
+"""How much longer outputs get under a policy: the same prompts, answered until the text ends by itself.
+
+D = (L_fp16 - L_policy) / L_fp16 by prompt, as in Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000,
+section 4.3): negative where the output grew, -0.5 where it grew by half. A prompt whose fp16 output ran into the cap
+has no known length and is left out; where the policy's did, the cap counts, so growth is understated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from leankv.serving.errors import InputError, unknown_name
+from leankv.serving.paired import BASELINE
+from leankv.serving.quality_scores import GROWN, of_policy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TASK = "answers"
+Floats = npt.NDArray[np.float64]
+Interval = tuple[float, float]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+RESAMPLES = 2000
+PERCENTS = (2.5, 97.5)
+
+
+@dataclass(frozen=True, eq=False)
+class PairedLengths:
+    """Output tokens int64[n] of the same prompts. left_out: prompts whose baseline ran into the cap.
+
+    capped: bool[n], whether the policy's output ran into it.
+    """
+
+    sample_ids: tuple[str, ...]
+    policy: npt.NDArray[np.int64]
+    baseline: npt.NDArray[np.int64]
+    capped: npt.NDArray[np.bool_]
+    left_out: int
+
+    @property
+    def shifts(self) -> Floats:
+        """D by prompt."""
+        found: Floats = (self.baseline - self.policy) / self.baseline
+        return found
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A policy's distribution of D. Intervals are 95 %, by a bootstrap over prompts (None for a single one).
+
+    quantiles: of D, by QUANTILES. grown_by_half: share of outputs at least half longer. mean_ratio: L_policy / L_fp16,
+    what the simulator's outputs are scaled by on average. capped: share that ran into the cap, longer in truth.
+    """
+
+    policy: str
+    n: int
+    left_out: int
+    mean: float
+    mean_interval: Interval | None
+    quantiles: tuple[float, ...]
+    grown_by_half: float
+    grown_by_half_interval: Interval | None
+    mean_ratio: float
+    mean_ratio_interval: Interval | None
+    capped: float
+
+
+def paired_lengths(samples: pa.Table, policy: str) -> PairedLengths:
+    """The output lengths of a policy and of fp16.
+
+    samples: a table of `quality.COLUMNS`. Raises InputError: a policy without generated answers, or no prompt with a
+    known length.
+    """
+    mine, theirs = _lengths(samples, policy), _lengths(samples, BASELINE)
+    common = [sample for sample in mine if sample in theirs]
+    known = [sample for sample in common if theirs[sample][1] and theirs[sample][0] > 0]
+    if not known:
+        raise InputError(
+            f"no prompt that both {policy} and {BASELINE} answered to the end; evaluate the task {TASK} with a higher "
+            "cap on output tokens"
+        )
+    return PairedLengths(
+        tuple(known),
+        np.array([max(1, mine[sample][0]) for sample in known], dtype=np.int64),
+        np.array([theirs[sample][0] for sample in known], dtype=np.int64),
+        np.array([not mine[sample][1] for sample in known]),
+        len(common) - len(known),
+    )
+
+
+def shift(policy: str, lengths: PairedLengths) -> Shift:
+    """The figures of one policy's paired lengths."""
+    d = lengths.shifts
+    ratios = lengths.policy / lengths.baseline
+    grown = (ratios >= GROWN).astype(np.float64)
+    return Shift(
+        policy,
+        len(d),
+        lengths.left_out,
+        float(d.mean()),
+        _interval(d),
+        tuple(np.quantile(d, QUANTILES).tolist()),
+        float(grown.mean()),
+        _interval(grown),
+        float(ratios.mean()),
+        _interval(ratios),
+        float(lengths.capped.mean()),
+    )
+
+
+def _lengths(samples: pa.Table, policy: str) -> dict[str, tuple[int, bool]]:
+    """Output tokens, and whether the text ended by itself, by sample."""
+    rows = of_policy(samples, policy, TASK)
+    if not len(rows):
+        raise unknown_name(f"policy with samples of task {TASK}", policy, _answered(samples))
+    columns = (rows[name].to_pylist() for name in ("sample_id", "output_tokens", "stopped"))
+    return {sample: (tokens, bool(stopped)) for sample, tokens, stopped in zip(*columns, strict=True)}
+
+
+def _answered(samples: pa.Table) -> list[str]:
+    rows = zip(samples["policy"].to_pylist(), samples["task"].to_pylist(), strict=True)
+    return list(dict.fromkeys(policy for policy, task in rows if task == TASK))
+
+
+def _interval(values: Floats) -> Interval | None:
+    """Of the mean."""
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), PERCENTS)
+    return float(low), float(high)

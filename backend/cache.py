@@ -40,6 +40,7 @@ from leankv.kernels.paths import Path, path_for
 from leankv.kernels.selectors import decode_rule
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.policies.base import Policy
+from leankv.serving.policies.budgets import MassTiers, Residual
 from leankv.serving.pool_plan import most_pages_a_row, page_bytes_of, pages_in, policy_layouts
 
 
@@ -169,6 +170,15 @@ class KVCache:
         for slot in slots:
             self.requests[slot].done += 1
         cache_step.recompress_due(self, slots)
+
+    def rehearse(self) -> None:
+        """Do once for no request what steps do only now and then, so that nothing is compiled when they do."""
+        nobody = torch.full((1,), -1, dtype=torch.int32, device=self.pool.device)
+        for policy, laid in enumerate(self.policies):
+            if isinstance(laid.policy.budget, MassTiers):
+                cache_step.recompress_slots(self, policy, laid.policy.budget, nobody)
+            elif isinstance(laid.policy.budget, Residual):
+                cache_residual.flush(self, laid, pg.rows_of(self.tables, nobody).flatten())
 
     @property
     def met(self) -> bool:

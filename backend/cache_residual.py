@@ -22,6 +22,7 @@ from leankv.serving.policies.budgets import Residual
 if TYPE_CHECKING:
     from leankv.backend.cache import KVCache
     from leankv.backend.cache_slots import Request
+    from leankv.serving.pool_plan import PolicyLayout
 
 
 def flush_full_windows(cache: KVCache, slots: Sequence[int]) -> None:
@@ -32,7 +33,7 @@ def flush_full_windows(cache: KVCache, slots: Sequence[int]) -> None:
     """
     for slot in slots:
         if _is_full(cache.requests[slot]):
-            _flush(cache, slot)
+            flush(cache, cache.requests[slot].layout, cache.rows_of(slot))
 
 
 def _is_full(request: Request) -> bool:
@@ -42,19 +43,18 @@ def _is_full(request: Request) -> bool:
     return request.done >= budget.recent and (request.done - budget.recent) % budget.block == 0
 
 
-def _flush(cache: KVCache, slot: int) -> None:
-    request, tables = cache.requests[slot], cache.tables
-    budget, (high, low) = request.layout.policy.budget, request.layout.tiers
+def flush(cache: KVCache, laid: PolicyLayout, rows: Tensor) -> None:
+    """Quantize the oldest block of `rows` int32 [n] (-1 is padding) of requests under KIVI whose windows are full."""
+    tables, budget, (high, low) = cache.tables, laid.policy.budget, laid.tiers
     assert isinstance(budget, Residual)
-    rows = cache.rows_of(slot)
-    before = tables.counts[rows]
+    before = tables.counts[rows.clamp(min=0)]
     # A step that was short of pages is tried again, and its window may have been flushed.
-    full = before[:, 0] >= budget.recent
+    full = (before[:, 0] >= budget.recent) & (rows >= 0)
     pg.resize_if_possible(tables, torch.where(full, rows, -1), _plus(before, 1, budget.block), path=cache.path)
     going = full & pg.last_met(tables)
     listed = torch.where(going, rows, -1)
 
-    table = tables.table[rows.long()]
+    table = tables.table[rows.clamp(min=0)]
     oldest = torch.arange(budget.block, device=rows.device).expand(len(rows), -1)
     page, place = locate(table, oldest, HIGH, high)
     tokens = gather(cache.pool, high, _there(page, going), place.T.contiguous(), path=cache.path)
@@ -62,7 +62,7 @@ def _flush(cache: KVCache, slot: int) -> None:
     store(cache.pool, low, _there(page, going), place.T.contiguous(), tokens, errors=cache.errors, path=cache.path)
 
     bookkeeping.drop_oldest(cache.pool, tables, high, listed, budget.block, cache.path)
-    pg.resize(tables, listed, _plus(tables.counts[rows], 0, -budget.block), path=cache.path)
+    pg.resize(tables, listed, _plus(tables.counts[rows.clamp(min=0)], 0, -budget.block), path=cache.path)
 
 
 def _plus(counts: Tensor, tier: int, tokens: int) -> Tensor:

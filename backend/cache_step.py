@@ -121,11 +121,11 @@ def recompress_due(cache: KVCache, slots: Sequence[int]) -> None:
             continue
         due = [s for s in slots if cache.requests[s].policy == policy and cache.requests[s].recompresses]
         if due:
-            _recompress(cache, policy, budget, slot_numbers(due, cache.pool.device))
+            recompress_slots(cache, policy, budget, slot_numbers(due, cache.pool.device))
 
 
-def _recompress(cache: KVCache, policy: int, budget: MassTiers, slots: Tensor) -> None:
-    """Compress again all heads of `slots` int32 [n], as many at a time as the workspace holds."""
+def recompress_slots(cache: KVCache, policy: int, budget: MassTiers, slots: Tensor) -> None:
+    """Compress again all heads of `slots` int32 [n] (-1 is padding), as many at a time as the workspace holds."""
     high, low = cache.policies[policy].tiers
     window = cache.policies[policy].policy.score.window
     every, workspace = _inputs(cache, slots), cache.buffers.recompression if cache.path == "triton" else None

@@ -137,6 +137,8 @@ class Engine:
 
         record_all: record decode steps of every batch size now, where they are recorded, instead of when they come.
         """
+        with torch.inference_mode():
+            self.cache.rehearse()
         prompt = max(1, min(8, self.max_tokens - 3))
         output = min(3, self.max_tokens - prompt)
         if self.refusal(prompt, output) is None:

@@ -8,6 +8,7 @@ import torch
 from leankv.backend import cache_step
 from leankv.backend.cache import KVCache
 from leankv.backend.cache_plan import CacheShape
+from leankv.kernels import pages as pg
 from leankv.kernels.layout import locate
 from leankv.kernels.selectors import score_prompt
 from leankv.kernels.store import Tokens, gather
@@ -118,3 +119,45 @@ def test_a_preempted_request_computed_again_is_as_before() -> None:
     for one, other in zip(first, again, strict=True):
         for name in ("keys", "values", "scores", "positions"):
             assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    """It runs on padding, whose rows must not be taken for the last one's."""
+    shape, text = CacheShape(1, 4, 2, 64), torch.Generator().manual_seed(3)
+    names = ("kivi:bits=4,residual=32", "leankv-r:recompress_every=1,window=8,low_mass=0.6")
+    cache = KVCache(
+        shape, [policy_named(name) for name in names], slots=2, memory_bytes=1 << 22, max_tokens=200,
+        key_means=torch.zeros(1, 2, 64),
+    )  # fmt: skip
+    for policy, slot in ((1, 0), (0, 1)):
+        cache.admit(slot, 96, policy)
+        cache.begin_chunk(slot, 96)
+        new = torch.randn(96, 2, 64, generator=text)
+        cache.store_chunk(slot, 0, torch.randn(96, 4, 64, generator=text), new, new, 0.125)
+        cache.end_chunk(slot, 96)
+    before = cache.pool.clone(), cache.tables.table.clone(), cache.tables.counts.clone()
+    cache.rehearse()
+    for one, other in zip(before, (cache.pool, cache.tables.table, cache.tables.counts), strict=True):
+        assert torch.equal(one, other)
+    cache.prepare_step([1])
+    assert not torch.equal(before[2], cache.tables.counts), "the window was full"
+
+
+def test_a_shortage_in_a_middle_layer_is_not_forgotten_by_the_next() -> None:
+    """Layer 1 of 3 finds no pages, layer 2 does: `met` tells until the next begin, `faults` for good."""
+    shape, policy = CacheShape(3, 4, 2, 64), policy_named("leankv:alpha_low=0,alpha_high=0")
+    cache = KVCache(shape, [policy], slots=1, memory_bytes=1 << 20, max_tokens=600)
+    cache.admit(0, 128)
+    cache.begin_chunk(0, 128)
+    queries, keys = torch.randn(128, 4, 64), torch.randn(128, 2, 64)
+    for layer in range(3):
+        free = int(cache.free_pages)
+        if layer == 1:
+            cache.tables.state[pg.FREE] = 1
+        cache.store_chunk(0, layer, queries, keys, keys, 0.125)
+        assert bool(pg.last_met(cache.tables)) == (layer != 1) and cache.met == (layer == 0)
+        if layer == 1:
+            cache.tables.state[pg.FREE] = free
+    assert cache.faults()[0] > 0 and cache.faults()[1:].tolist() == [0, 0]
+    pg.forget_unmet(cache.tables)
+    assert cache.met and cache.faults()[0] > 0

@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="triton is part of the extra `live`")
 
 from triton.runtime.jit import JITFunction
 
+from leankv.backend import cache_step
 from leankv.backend.cache import KVCache
 from leankv.backend.cache_buffers import largest_batch, step_buffers
 from leankv.backend.cache_plan import CacheShape
@@ -113,6 +114,20 @@ def test_prompts_steps_flushes_and_recompression_read_nothing_back(
     assert ("requantize_kernel" in kernels) == name.startswith("leankv-r"), "recompression was due"
     assert ("store_key_groups_kernel" in kernels) == name.startswith("kivi"), "the window was full"
     assert first == _step(cache, 4), "a step differs from the one before, one token longer"
+
+
+def test_nothing_new_is_launched_after_a_rehearsal(launched: list[tuple[str, Any]]) -> None:
+    for name in PERIODIC:
+        cache = _prefilled(name, 128, 128)
+        launched.clear()
+        cache.rehearse()
+        rehearsed = {kernel for kernel, _ in launched}
+        launched.clear()
+        cache.prepare_step([0, 1])
+        cache.requests[0].done += 1
+        cache.requests[1].done += 1
+        cache_step.recompress_due(cache, [0, 1])
+        assert launched and {kernel for kernel, _ in launched} <= rehearsed
 
 
 def test_a_long_context_launches_what_a_short_one_does(launched: list[tuple[str, Any]]) -> None:

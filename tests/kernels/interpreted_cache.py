@@ -1,7 +1,7 @@
 """Run in a child process under Triton's interpreter: the unified cache on its kernels, beside its vectorised form.
 
-A mixed batch of every live kind of policy prefills in chunks, decodes, recompresses and flushes; outputs and tables must
-agree. Nothing on the way may wait for the device, prompts, recompression and flushes included.
+A mixed batch of every kind of live policy prefills in chunks, decodes, recompresses and flushes; outputs and tables
+must agree. Nothing on the way may wait for the device, prompts, recompression and flushes included.
 """
 
 from __future__ import annotations

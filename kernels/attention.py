@@ -21,7 +21,13 @@ from leankv.kernels.paths import Path, path_for
 from leankv.serving.pages import PageLayout
 
 HEADS_A_PROGRAM = 8
-"""Query heads of one KV head that a program serves; a wider group takes several programs."""
+"""Query heads of one KV head that a program serves; a wider group takes several programs.
+
+The other eight rows of the tensor cores' 16 hold what float16 loses of the queries. A wider group therefore reads its
+pages once per eight heads; these programs are neighbours in the grid, so all but the first read come from the L2 cache.
+Sixteen heads a program would need twice the registers, and one-warp programs have none to spare (see
+`compile_report.py`).
+"""
 
 
 @dataclass(frozen=True, eq=False)

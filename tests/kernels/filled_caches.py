@@ -35,11 +35,13 @@ def filled_cache(
     amplitude: float = 1.0,
     rotated: list[bool] | None = None,
     seed: int = 0,
+    swing: float = 0.0,
 ) -> Filled:
     """A cache whose slot s holds lengths[s] tokens a head in the formats tiers[s] (indices into `layouts`, -1: none).
 
-    `amplitude` is that of a few outlier channels of the keys, as in the first layers of real models. Everything that
-    is not a stored token (other places, other pages) is filled with bytes that read as NaN.
+    `amplitude` is that of a few outlier channels of the keys, as in the first layers of real models: alike for all
+    tokens. With a `swing` the first two channels of every key are one number, up to that from token to token.
+    Everything that is not a stored token (other places, other pages) is filled with bytes that read as NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     head_dim, kv_heads = layouts[0].head_dim, len(lengths[0])
@@ -70,7 +72,7 @@ def filled_cache(
                 if count:
                     layout = layouts[tiers[s][tier]]
                     pages, places = locate(table[s, h], torch.arange(count), tier, layout)
-                    _store(pool, layout, pages, places, _tokens(count, level[h], generator), transform)
+                    _store(pool, layout, pages, places, _tokens(count, level[h], generator, swing), transform)
     return Filled(cache, lengths)
 
 
@@ -79,8 +81,10 @@ def _pages_needed(layouts: tuple[PageLayout, ...], tiers: tuple[int, int], count
     return high, low
 
 
-def _tokens(count: int, level: torch.Tensor, generator: torch.Generator) -> Tokens:
+def _tokens(count: int, level: torch.Tensor, generator: torch.Generator, swing: float) -> Tokens:
     keys = level + torch.randn(count, 1, len(level), generator=generator)
+    if swing:
+        keys[..., :2] = swing * (2 * torch.rand(count, 1, 1, generator=generator) - 1)
     values = torch.randn(count, 1, len(level), generator=generator)
     return Tokens(keys, values, torch.zeros(count, 1), torch.zeros(count, 1, dtype=torch.int32))
 

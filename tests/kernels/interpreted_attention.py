@@ -19,12 +19,24 @@ TOLERANCE = 2e-3
 
 
 def check(
-    name: str, filled: caches.Filled, group: int, splits: int, dtype: torch.dtype = torch.float16, loud: float = 1
+    name: str,
+    filled: caches.Filled,
+    group: int,
+    splits: int,
+    dtype: torch.dtype = torch.float16,
+    loud: float = 1,
+    cancelling: bool = False,
 ) -> None:
-    """Poisoned outputs and workspace, then the error of output and contributions; queries `loud` times as large."""
+    """Poisoned outputs and workspace, then the error of output and contributions.
+
+    Queries are `loud` times as large, or `cancelling`: what the first channel adds to a logit the second takes away.
+    """
     cache, lengths = filled.cache, filled.lengths
     batch, heads, head_dim = len(lengths), cache.kv_heads * group, cache.head_dim
     query = (loud * torch.randn(batch, heads, head_dim, generator=torch.Generator().manual_seed(3))).to(dtype)
+    if cancelling:
+        query[..., 0] = 3 + torch.rand(batch, heads, generator=torch.Generator().manual_seed(4))
+        query[..., 1] = 0.01 * query[..., 2] - query[..., 0]
     capacity = max(high + low for row in lengths for high, low in row) + 3
     workspace = decode_workspace(batch, heads, cache.kv_heads, head_dim, capacity, splits, "cpu")
     for buffer in vars(workspace).values():
@@ -70,6 +82,14 @@ def loud_queries() -> None:
         check(f"loud-{format.name}", filled, 2, 2, loud=400)
 
 
+def cancelling_queries() -> None:
+    """Queries of float32 against keys that swing by 328: what float16 loses of a query moves the logits by 0.03."""
+    for format in (K8V4, FP16, FP8, KIVI4):
+        layouts = caches.layouts_for((format, K4V2), 64)
+        filled = caches.filled_cache(layouts, [(0, 1)], [[(32, 3)]], swing=328)
+        check(f"cancelling-{format.name}", filled, 2, 2, torch.float32, cancelling=True)
+
+
 def lengths() -> None:
     layouts = caches.layouts_for((K8V4, K4V2), 128)
     high, low = layouts[0].tokens, layouts[1].tokens
@@ -86,7 +106,7 @@ def policies() -> None:
 
 
 if __name__ == "__main__":
-    cases = sys.argv[1:] or ["formats", "groups", "loud", "lengths", "policies"]
+    cases = sys.argv[1:] or ["formats", "groups", "loud", "cancelling", "lengths", "policies"]
     everything = tuple(sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name))
     if "formats" in cases:
         formats((64,), everything)
@@ -97,6 +117,8 @@ if __name__ == "__main__":
         groups()
     if "loud" in cases:
         loud_queries()
+    if "cancelling" in cases:
+        cancelling_queries()
     if "lengths" in cases:
         lengths()
     if "policies" in cases:

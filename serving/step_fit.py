@@ -22,9 +22,9 @@ class StepFit:
         + sum over chunks: chunk_s + chunk_token_s * c + context_token_s * context + pair_s * pairs
         + sum over prompts completed: prompt_s + prompt_token_s * prompt
 
-    where pairs = c * context + c (c + 1) / 2 are the attended positions. `linear` is linear between `linear_tokens`
-    (the first 1) with the values `linear_s`, and the last slope goes on: the linear layers, and what every step costs.
-    `read_s_per_byte` has two tiers, the most that a live policy has.
+    where b[i] are keys and values in their tier's format, and pairs = c * context + c (c + 1) / 2 positions attended.
+    `linear` is linear between `linear_tokens` (the first 1) with the values `linear_s`, and the last slope goes on: the
+    linear layers, and what every step costs. `read_s_per_byte` has two tiers, the most that a live policy has.
 
     Raises:
         InputError: a negative or falling term.

@@ -20,8 +20,8 @@ class StepSample:
 
     reference: a fixed piece of work timed around the step, over its best time: 1 where nothing disturbed the machine.
     kept: whether that was near enough to 1. tokens: computed, decoded ones included; rows: sequences that got a token;
-    attended: positions that the decoding sequences attended to; read_bytes: what the memory model says that decoding
-    moves, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of prompts (see
+    attended: positions that the decoding sequences attended to; read_bytes: keys and values that they hold, in their
+    tier's format, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of prompts (see
     `StepFit`); completed, completed_tokens: prompts that the step finished, and their lengths together; pages: held
     after it.
     """

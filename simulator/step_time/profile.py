@@ -30,7 +30,8 @@ class Measured:
     def read_factors(self, memory: MemoryModel) -> tuple[float, ...]:
         dearest = max(self.fit.read_s_per_byte)
         by_tier = self.fit.read_s_per_byte[: len(memory.policy.tiers)]
-        return tuple(each / dearest if dearest else 1.0 for each in by_tier)
+        shares = (each / dearest if dearest else 1.0 for each in by_tier)
+        return tuple(share * memory.cached_share(tier) for tier, share in enumerate(shares))
 
     def chunk_work_s(self, policy: Policy, chunk: int, context: int) -> float:
         return 0.0

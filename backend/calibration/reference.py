@@ -1,0 +1,71 @@
+"""A fixed piece of work, timed around every measured step: when it is slow, something else had the machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+LIMIT = 1.25
+"""A step counts if the work before and after it took at most so many times its best."""
+QUIET, TOO_NOISY = 0.9, 0.6
+"""Shares of the steps that count: above the first a machine was quiet, below the second too noisy."""
+SIDE = 384
+ROUNDS = 24
+
+
+class Reference:
+    """Products of small matrices: a few milliseconds on two cores, on all threads that the engine uses."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        side = SIDE if self.device.type == "cpu" else 4096
+        self.matrix = torch.full((side, side), 1e-3, device=self.device)
+
+    @torch.inference_mode()
+    def seconds(self) -> float:
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(ROUNDS):
+            torch.mm(self.matrix, self.matrix)
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How disturbed a machine was. steps: timed; kept: share of them that counts; slowest_tenth: the reference's ninth
+    decile over its best; verdict: quiet, noisy or too noisy.
+    """
+
+    steps: int
+    kept: float
+    slowest_tenth: float
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def noise_of(references: Sequence[float], kept: Sequence[bool]) -> Noise:
+    """references: over their best, one a step."""
+    share = float(np.mean(kept))
+    verdict = "quiet" if share >= QUIET else "noisy" if share >= TOO_NOISY else "too noisy"
+    return Noise(len(kept), share, float(np.quantile(references, 0.9)), verdict)
+
+
+def kept_of(references: Sequence[float], points: Sequence[int]) -> list[bool]:
+    """Which steps count: undisturbed ones, and of a point that has none the least disturbed."""
+    least: dict[int, float] = {}
+    for reference, point in zip(references, points, strict=True):
+        least[point] = min(reference, least.get(point, np.inf))
+    pairs = zip(references, points, strict=True)
+    return [reference <= max(LIMIT, least[point]) for reference, point in pairs]

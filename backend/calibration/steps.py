@@ -1,0 +1,107 @@
+"""Times the steps of a grid under one policy, with a reference before and after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+
+from leankv.backend.calibration.design import Grid, PointSpec, Scene, point_tokens
+from leankv.backend.calibration.reference import Noise, Reference, kept_of, noise_of
+from leankv.backend.calibration.rig import Rig, Timed
+from leankv.backend.engine import Engine
+from leankv.serving.step_samples import StepSample
+
+Progress = Callable[[float], None]
+BEST = 0.1
+"""The reference's best time is this quantile of all: one lucky sample should not make the others look disturbed."""
+
+
+@dataclass(frozen=True)
+class MeasuredSteps:
+    """The timed steps of a policy, and how disturbed the machine was."""
+
+    samples: Sequence[StepSample]
+    noise: Noise
+
+
+def time_steps(rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> MeasuredSteps:
+    """Measure the grid round by round; prompts in another order each time. Points that the pool cannot hold are left
+    out.
+    """
+    timing = _Timing(rig, reference, progress, grid.rounds * grid.tokens)
+    for round in range(grid.rounds):
+        for scene in grid.scenes:
+            timing.scene(scene, grid.repeats if scene.contexts else 1, Random(round))
+    return timing.result()
+
+
+class _Timing:
+    """Samples so far, their references in seconds, and how far it has come."""
+
+    def __init__(self, rig: Rig, reference: Reference, progress: Progress, tokens: int) -> None:
+        self.rig, self.reference, self.progress, self.tokens = rig, reference, progress, tokens
+        self.samples: list[StepSample] = []
+        self.done = 0
+        self.reference.seconds()
+
+    def scene(self, scene: Scene, repeats: int, draw: Random) -> None:
+        self.rig.fill(scene.contexts)
+        points = list(scene.points)
+        if not scene.contexts:
+            draw.shuffle(points)
+        else:
+            self.rig.step()
+        for point in points:
+            self.rig.keep(point.batch)
+            if len(self.rig.decoding) == point.batch:
+                for _ in range(1 if point.chunks else repeats):
+                    self._point(point)
+            self.done += point_tokens(point)
+            self.progress(min(1.0, self.done / self.tokens))
+        self.rig.keep(0)
+
+    def _point(self, point: PointSpec) -> None:
+        before = self.reference.seconds()
+        timed = self.rig.step(point.chunks)
+        after = self.reference.seconds()
+        if timed is not None:
+            self.samples.append(_sample(self.rig.engine, point, timed, max(before, after)))
+
+    def result(self) -> MeasuredSteps:
+        best = float(np.quantile([sample.reference for sample in self.samples], BEST))
+        references = [sample.reference / best for sample in self.samples]
+        kept = kept_of(references, [sample.point for sample in self.samples])
+        rows = zip(self.samples, references, kept, strict=True)
+        samples = [replace(sample, reference=reference, kept=good) for sample, reference, good in rows]
+        return MeasuredSteps(samples, noise_of(references, kept))
+
+
+def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) -> StepSample:
+    """reference is in seconds here; its best is not known yet."""
+    row, policy, head_dim = timed.row, engine.policy, engine.cache.shape.head_dim
+    widths = [tier.format.bytes_per_token(head_dim) for tier in policy.tiers]
+    read = [held * width for held, width in zip(timed.held, [*widths, 0.0], strict=False)]
+    return StepSample(
+        policy=policy.name,
+        regime="prefill" if not row.decoding else "mixed" if row.chunks else "decode",
+        point=point.number,
+        seconds=timed.seconds,
+        reference=reference,
+        kept=True,
+        tokens=row.decoding + sum(tokens for _, tokens in row.chunks),
+        rows=row.sequences + len(row.completed),
+        decoding=row.decoding,
+        attended=row.attended,
+        read_bytes_tier0=read[0],
+        read_bytes_tier1=read[1],
+        chunks=len(row.chunks),
+        chunk_tokens=sum(tokens for _, tokens in row.chunks),
+        context_tokens=sum(context for context, _ in row.chunks),
+        pairs=sum(tokens * context + tokens * (tokens + 1) / 2 for context, tokens in row.chunks),
+        completed=len(row.completed),
+        completed_tokens=sum(row.completed),
+        pages=row.staging + row.tier0 + row.tier1,
+    )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
+from leankv.app import found, profiles
 from leankv.app.home import uploads_folder
 from leankv.app.scenario import Scenario
+from leankv.serving.errors import InputError
 
 DEFAULT = Scenario()
 
@@ -26,7 +31,10 @@ HELP = {
     "tpot": "Time per output token: the mean gap between the tokens after the first.",
     "kv": "Memory for the KV cache on each GPU. Empty: what 90 % of the GPU's memory leaves beside the weights.",
     "steptime": "How long one engine step takes. `roofline`: from the spec sheets of GPU and model. `silicon`: from "
-    "kernel times measured on the GPU (needs the extra `silicon`).",
+    "kernel times measured on the GPU (needs the extra `silicon`). `profile`: as measured by this project's engine on "
+    "one machine and model, with the KV cache as kept there.",
+    "profile": "What `leankv calibrate` measured: one that ships with this project, that a job made, or a folder: type "
+    "its path. It brings its model, its device and its policies.",
     "seqs": "At most so many requests run at once (vLLM: max_num_seqs).",
     "batch": "At most so many tokens a step, prompts and decodes together (vLLM: max_num_batched_tokens).",
     "chunked": "Long prompts are cut into pieces that share steps with decoding requests.",
@@ -44,11 +52,11 @@ def scenario_controls() -> Scenario:
         st.subheader("Deployment")
         deployment = _deployment_controls()
         st.subheader("Policies")
-        policies = _policy_control()
+        policies = _policy_control(deployment)
         st.subheader("Service levels", help="Goodput counts a request only if it keeps every service level (SLO).")
         levels = _slo_controls()
         with st.expander("Engine", icon=":material/tune:"):
-            engine = _engine_controls()
+            engine = _engine_controls(deployment)
     return Scenario(policies=policies, **traffic, **deployment, **levels, **engine)
 
 
@@ -103,6 +111,58 @@ def _take_upload() -> None:
 
 
 def _deployment_controls() -> dict[str, Any]:
+    steptime = st.segmented_control(
+        "Step times",
+        _sources(),
+        default=DEFAULT.step_time,
+        key="steptime",
+        help=HELP["steptime"],
+        required=True,
+        bind="query-params",
+    )
+    place = _measured_place() if steptime == "profile" else _preset_place()
+    kv = st.number_input(
+        "KV memory per GPU (GiB)",
+        0.001,
+        2000.0,
+        None,
+        1.0,
+        key="kv",
+        help=HELP["kv"],
+        placeholder="automatic",
+        bind="query-params",
+    )
+    return {**place, "kv_memory_gib": float(kv or 0), "step_time": steptime or DEFAULT.step_time}
+
+
+def _sources() -> list[str]:
+    """Where step times can come from in this environment."""
+    installed = find_spec("aiconfigurator_core") is not None
+    return ["roofline", "silicon", "profile"] if installed else ["roofline", "profile"]
+
+
+def _measured_place() -> dict[str, Any]:
+    """A profile's model and device, told rather than asked."""
+    places = found.offered("profile")
+    name = st.selectbox(
+        "Profile",
+        list(places),
+        0 if places else None,
+        key="profile",
+        help=HELP["profile"],
+        accept_new_options=True,
+        placeholder="Calibrate first, or type a folder",
+        bind="query-params",
+    )
+    folder = str(profiles.opened(name)) if name else ""
+    with suppress(InputError):  # the page says what is wrong with it
+        profile = profiles.read(folder)
+        st.caption(f"**{profile.model.name}** on **{profile.device['name']}**, measured {profile.created[:10]}")
+        return {"profile": folder, "model": profile.model.name, "device": str(profile.device["name"])}
+    return {"profile": folder}
+
+
+def _preset_place() -> dict[str, Any]:
     from leankv.serving.devices import DEVICES
     from leankv.serving.models import model_presets
 
@@ -121,37 +181,14 @@ def _deployment_controls() -> dict[str, Any]:
         "GPU", devices, devices.index(DEFAULT.device), key="gpu", help=HELP["gpu"], bind="query-params"
     )
     tp = right.number_input("GPUs (TP)", 1, 64, DEFAULT.tp, key="tp", help=HELP["tp"], bind="query-params")
-    kv = st.number_input(
-        "KV memory per GPU (GiB)",
-        0.1,
-        2000.0,
-        None,
-        1.0,
-        key="kv",
-        help=HELP["kv"],
-        placeholder="automatic",
-        bind="query-params",
-    )
-    steptime = st.segmented_control(
-        "Step times",
-        ["roofline", "silicon"],
-        default=DEFAULT.step_time,
-        key="steptime",
-        help=HELP["steptime"],
-        bind="query-params",
-    )
-    return {
-        "model": model or DEFAULT.model,
-        "device": device,
-        "tp": int(tp),
-        "kv_memory_gib": float(kv or 0),
-        "step_time": steptime or DEFAULT.step_time,
-    }
+    return {"model": model or DEFAULT.model, "device": device, "tp": int(tp)}
 
 
-def _policy_control() -> tuple[str, ...]:
+def _policy_control(deployment: Mapping[str, Any]) -> tuple[str, ...]:
     from leankv.serving.policies.registry import registry
 
+    if deployment.get("profile"):
+        return _measured_policies(deployment["profile"])
     chosen = st.multiselect(
         "Policies to compare",
         list(registry),
@@ -168,6 +205,19 @@ def _policy_control() -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def _measured_policies(folder: str) -> tuple[str, ...]:
+    """All that the profile measured, of which some can be chosen; a choice of its own, since others do not apply."""
+    try:
+        names = list(profiles.read(folder).policies)
+    except InputError:
+        return DEFAULT.policies
+    help = "Those that the profile measured. Choose other step times to compare any."
+    chosen = st.multiselect(
+        "Measured policies", names, names, key="measured", help=help, label_visibility="collapsed", bind="query-params"
+    )
+    return tuple(chosen)
+
+
 def _slo_controls() -> dict[str, Any]:
     left, right = st.columns(2)
     ttft = left.number_input(
@@ -179,10 +229,12 @@ def _slo_controls() -> dict[str, Any]:
     return {"ttft_ms": float(ttft), "tpot_ms": float(tpot)}
 
 
-def _engine_controls() -> dict[str, Any]:
+def _engine_controls(deployment: Mapping[str, Any]) -> dict[str, Any]:
     from leankv.simulator.routing import ROUTERS
 
     routers = list(ROUTERS)
+    if deployment.get("profile"):
+        return {**_measured_limits(deployment["profile"]), **_other_engine_controls(routers)}
     seqs = st.number_input(
         "Running requests at most",
         1,
@@ -203,6 +255,25 @@ def _engine_controls() -> dict[str, Any]:
         help=HELP["batch"],
         bind="query-params",
     )
+    limits = {"max_num_seqs": int(seqs), "max_num_batched_tokens": int(batch)}
+    return {**limits, **_other_engine_controls(routers)}
+
+
+def _measured_limits(folder: str) -> dict[str, Any]:
+    """A profile's step times hold as far as they were measured."""
+    with suppress(InputError):
+        settings = profiles.read(folder).settings
+        limits = {name: settings[name] for name in ("max_num_seqs", "max_num_batched_tokens") if name in settings}
+        said = [f"{limits[name]:,} {unit}" for name, unit in _LIMITS.items() if name in limits]
+        st.caption(f"As far as the profile was measured: at most {' and '.join(said)}." if said else "")
+        return limits
+    return {}
+
+
+_LIMITS = {"max_num_seqs": "running requests", "max_num_batched_tokens": "tokens a step"}
+
+
+def _other_engine_controls(routers: list[str]) -> dict[str, Any]:
     chunked = st.toggle(
         "Chunked prefill", DEFAULT.chunked_prefill, key="chunked", help=HELP["chunked"], bind="query-params"
     )
@@ -215,8 +286,6 @@ def _engine_controls() -> dict[str, Any]:
     )
     seed = st.number_input("Seed", 0, 1 << 31, DEFAULT.seed, key="seed", help=HELP["seed"], bind="query-params")
     return {
-        "max_num_seqs": int(seqs),
-        "max_num_batched_tokens": int(batch),
         "chunked_prefill": chunked,
         "prefix_caching": prefix,
         "replicas": int(replicas),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from leankv.app.runcache import RecentlyUsed
-from leankv.app.scenario import Scenario, trace_version, traffic
+from leankv.app.scenario import Scenario, file_version, traffic
 from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _opened(spec: str, version: str, seed: int) -> Trace:
 
 def opened_traffic(scenario: Scenario) -> Trace:
     """The scenario's requests. Raises InputError where the trace cannot be read."""
-    opened = _opened(scenario.trace, trace_version(scenario.trace), scenario.seed)
+    opened = _opened(scenario.trace, file_version(scenario.trace), scenario.seed)
     return traffic(opened, scenario.rate_scale, scenario.limit)
 
 
@@ -50,7 +50,7 @@ def simulated(scenario: Scenario, trace: Trace) -> tuple[dict[str, Run], dict[st
         label = f"Simulating {policy} ({index + 1} of {len(scenario.policies)})"
         try:
             runs[policy] = _runs().get(
-                (alone, trace_version(scenario.trace)), partial(_simulate, alone, trace, place, label)
+                (alone, *alone.versions.values()), partial(_simulate, alone, trace, place, label)
             )
         except InputError as error:
             errors[policy] = str(error)

@@ -153,16 +153,31 @@ STEP_TIMES = {
 }
 
 
+def badges(summaries: Mapping[str, Summary], answers: bool) -> str:
+    """Which sources the figures have, as badges (Markdown): what is projected and what is measured, at a glance."""
+    names = sorted({summary["step_time_source"] for summary in summaries.values()})
+    said = [
+        f":{_BADGES.get(name.partition(' ')[0], 'gray')}-badge[:material/speed: step times: {name}]" for name in names
+    ]
+    kept = sorted({summary["retention_source"] for summary in summaries.values()} - {"exact"})
+    said += [f":{'green' if 'measured' in name else 'orange'}-badge[:material/memory: kept: {name}]" for name in kept]
+    quality = "measured" if answers else "not measured"
+    said.append(f":{'green' if answers else 'gray'}-badge[:material/grading: answers: {quality}]")
+    return " ".join(said)
+
+
+_BADGES = {"roofline": "orange", "silicon": "blue", "profile": "green"}
+
+
 def sources(summaries: Mapping[str, Summary]) -> str:
     """Where the figures come from, in one line (Markdown)."""
-    names = {summary["step_time_source"] for summary in summaries.values()}
-    times = "; ".join(f"{name}, {STEP_TIMES[name]}" if name in STEP_TIMES else name for name in sorted(names))
+    names = sorted({summary["step_time_source"] for summary in summaries.values()})
+    times = "; ".join(f"{name}, {STEP_TIMES.get(name.partition(' ')[0], 'not known here')}" for name in names)
     kept: dict[str, list[str]] = {}
     for policy, summary in summaries.items():
         kept.setdefault(summary["retention_source"], []).append(policy)
     shares = "; ".join(f"{source} ({', '.join(policies)})" for source, policies in kept.items())
-    quality = "Answer quality is not compared here."
-    return f"**Step times**: {times}. **Tokens kept**: {shares}. {quality}"
+    return f"**Step times**: {times}. **Tokens kept**: {shares}."
 
 
 def flip_sentence(sweep: pa.Table) -> str:

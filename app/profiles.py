@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import streamlit as st
+
 from leankv.app import found
+from leankv.app.scenario import file_version
 from leankv.app.usage import tier_names
 from leankv.serving.errors import InputError
 
@@ -25,6 +28,18 @@ def of_date(created: str) -> Profile | None:
         if profile.created == created:
             return profile
     return None
+
+
+def read(folder: str) -> Profile:
+    """The profile in this folder, read once for each state of its file. Raises InputError as `load_profile`."""
+    return _read(folder, file_version(f"{folder}/profile.json"))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _read(folder: str, version: str) -> Profile:
+    from leankv.serving.profile import load_profile
+
+    return load_profile(folder)
 
 
 def opened(name: str) -> Path:

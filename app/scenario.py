@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leankv.serving.devices import DeviceSpec
+    from leankv.serving.models import ModelSpec
+    from leankv.serving.profile import Profile
     from leankv.simulator.config import SimulationConfig
     from leankv.traces.trace import Trace
 
@@ -20,7 +23,10 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Scenario:
-    """One comparison. `limit` 0 takes the whole trace, `kv_memory_gib` 0 what the GPU has left beside the weights."""
+    """One comparison. `limit` 0 takes the whole trace, `kv_memory_gib` 0 what the GPU has left beside the weights.
+
+    With `step_time` "profile" the folder `profile` says which model on which device; `model` and `device` do not count.
+    """
 
     trace: str = "azure-conv-2023-like"
     rate_scale: float = 1.0
@@ -35,6 +41,7 @@ class Scenario:
     router: str = "round-robin"
     kv_memory_gib: float = 0.0
     step_time: str = "roofline"
+    profile: str = ""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     chunked_prefill: bool = True
@@ -43,14 +50,14 @@ class Scenario:
 
     def config(self, policy: str) -> SimulationConfig:
         """The simulator's configuration for one policy of this scenario. Raises InputError where a name is unknown."""
-        from leankv.serving.devices import device_named
-        from leankv.serving.models import model_named
         from leankv.serving.policies.registry import policy_named
         from leankv.simulator.config import SimulationConfig
 
+        model, device, profile = self.place()
         return SimulationConfig(
-            model=model_named(self.model),
-            device=device_named(self.device),
+            model=model,
+            device=device,
+            profile=profile,
             policy=policy_named(policy),
             tp=self.tp,
             replicas=self.replicas,
@@ -65,10 +72,29 @@ class Scenario:
             seed=self.seed,
         )
 
+    def place(self) -> tuple[ModelSpec, DeviceSpec, Profile | None]:
+        """The model and the device, from the profile where step times come from one."""
+        from leankv.serving.devices import device_named
+        from leankv.serving.models import model_named
+        from leankv.serving.profile import load_profile, profile_device
+
+        if self.step_time != "profile":
+            return model_named(self.model), device_named(self.device), None
+        profile = load_profile(self.profile)
+        return profile.model, profile_device(profile), profile
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What else the answer follows from: the state of the trace's and of the profile's file, and the code."""
+        return {
+            "trace_version": file_version(self.trace),
+            "profile_version": file_version(f"{self.profile}/profile.json") if self.profile else "",
+            "code_version": code_version(),
+        }
+
     def to_params(self) -> dict[str, Any]:
-        """As JSON values, with what else the answer follows from: the state of the trace file, and the code."""
-        versions = {"trace_version": trace_version(self.trace), "code_version": code_version()}
-        return {**asdict(self), "policies": list(self.policies), **versions}
+        """As JSON values, with its versions."""
+        return {**asdict(self), "policies": list(self.policies), **self.versions}
 
     @staticmethod
     def from_params(params: Mapping[str, Any]) -> Scenario:
@@ -77,8 +103,8 @@ class Scenario:
         return replace(Scenario(**known), policies=tuple(params["policies"]))
 
 
-def trace_version(spec: str) -> str:
-    """What changes when the file behind a trace changes; empty for a named trace."""
+def file_version(spec: str) -> str:
+    """What changes when the file at this path changes; empty where there is none, as for a named trace."""
     path = Path(spec).expanduser()
     if not path.exists():
         return ""

@@ -13,6 +13,8 @@ from leankv.simulator.sweep import attainment
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.app.answers import Answers
+
 # column: key of the summary
 _COLUMNS = {
     "Goodput (req/s)": "request_goodput",
@@ -40,7 +42,12 @@ _COLUMNS = {
     "Retention": "retention_source",
 }
 
+LOSS = "Perplexity vs fp16 (%)"
+
 HELP = {
+    LOSS: "Measured through the policy's own cache on this model; 0 loses nothing. Empty: not measured.",
+    "Needles (%)": "Sentences hidden in long texts that are found again, measured.",
+    "Answers (%)": "Generated answers that are right, measured.",
     "Goodput (req/s)": "Requests a second that keep every service level.",
     "In time (%)": "Share of all requests that keep every service level.",
     "ITL p99 (ms)": "Inter-token latency: each gap between two tokens of one request.",
@@ -56,6 +63,9 @@ HELP = {
 SAME = "same as"
 FORMATS = {
     "In time (%)": "%.1f",
+    LOSS: "%+.2f",
+    "Needles (%)": "%.0f",
+    "Answers (%)": "%.0f",
     "Goodput (req/s)": "%.2f",
     "Throughput (req/s)": "%.2f",
     "Output (tok/s)": "%,.0f",
@@ -70,19 +80,34 @@ FORMATS = {
 }
 
 
-def table(summaries: Mapping[str, Summary]) -> pa.Table:
-    """One row a policy, best goodput first among the stable; every figure with its unit."""
+def table(summaries: Mapping[str, Summary], answers: Answers | None = None) -> pa.Table:
+    """One row a policy, best goodput first among the stable; every figure with its unit.
+
+    answers: what was measured of the policies' answers; without it the table has no such column.
+    """
     import pyarrow as pa
 
     order = sorted(
         summaries, key=lambda policy: (not summaries[policy]["stable"], -summaries[policy]["request_goodput"])
     )
-    return pa.Table.from_pylist([_row(policy, summaries[policy]) for policy in order])
+    return pa.Table.from_pylist([_row(policy, summaries[policy], answers) for policy in order])
 
 
-def _row(policy: str, summary: Summary) -> dict[str, Any]:
+def _row(policy: str, summary: Summary, answers: Answers | None) -> dict[str, Any]:
     figures = {name: summary.get(key) for name, key in _COLUMNS.items()}
-    return {"Policy": policy, "In time (%)": 100 * attainment(summary), **figures}
+    quality = {} if answers is None else _quality(policy, answers)
+    return {"Policy": policy, "In time (%)": 100 * attainment(summary), **quality, **figures}
+
+
+def _quality(policy: str, answers: Answers) -> dict[str, float | None]:
+    """What was measured of the policy's answers; None where it was not."""
+    loss = answers.loss(policy)
+    needles, right = answers.value(policy, "needle"), answers.value(policy, "answers")
+    return {
+        LOSS: None if loss is None else 100 * loss[0],
+        "Needles (%)": None if needles is None else 100 * needles,
+        "Answers (%)": None if right is None else 100 * right,
+    }
 
 
 @dataclass(frozen=True)

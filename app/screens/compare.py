@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from leankv.app import narrative, scoreboard
+from leankv.app import answers, narrative, scoreboard
 from leankv.app.controls import scenario_controls
 from leankv.app.figures.latency import latency_cdf
 from leankv.app.figures.memory import capacity_gib, kv_memory
 from leankv.app.live import opened_traffic, simulated
+from leankv.app.navigation import link
 from leankv.app.paired import share_gap
 from leankv.app.scenario import Scenario
 from leankv.app.sweeppanel import finished_sweep, sweep_job, sweep_panel
@@ -24,6 +25,7 @@ from leankv.simulator.sweep import offered_rps
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.app.answers import Answers
     from leankv.serving.runs import Run
     from leankv.traces.trace import Trace
 
@@ -42,14 +44,18 @@ def page() -> None:
         return
     rate = offered_rps(trace)
     st.caption(_subtitle(scenario, trace, rate))
+    if scenario.step_time == "profile" and not scenario.profile:
+        _teach()
+        return
     runs, errors = simulated(scenario, trace)
     for line in _merged(errors):
         st.error(line, icon=":material/error:")
     if not runs:
         return
     job = sweep_job(replace(scenario, policies=tuple(runs)), len(trace))
-    _headline(runs, finished_sweep(job))
-    _table(runs)
+    measured = _answers(runs)
+    _headline(runs, finished_sweep(job), measured)
+    _table(runs, measured)
     _latency(scenario, runs)
     st.header(
         "Load",
@@ -76,7 +82,24 @@ def _merged(errors: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(names)}: {message}" for message, names in policies.items()]
 
 
-def _headline(runs: Mapping[str, Run], sweep: pa.Table | None) -> None:
+def _teach() -> None:
+    st.info(
+        "No profile here yet. One is measured in minutes on this machine: step times, memory, and what each policy "
+        "keeps. Start it on the Jobs page, or in a terminal:",
+        icon=":material/school:",
+    )
+    st.code("leankv calibrate --model smollm2-135m --output-dir profiles/mine", language="bash")
+    link("jobs", "Start one on the Jobs page", ":material/work_history:", {"kind": "Calibration"})
+
+
+def _answers(runs: Mapping[str, Run]) -> Answers | None:
+    """What was measured of these policies' answers on this model."""
+    run = next(iter(runs.values()))
+    specifications = {policy: str(run.config["specification"]) for policy, run in runs.items()}
+    return answers.measured(run.config["model"]["name"], specifications)
+
+
+def _headline(runs: Mapping[str, Run], sweep: pa.Table | None, measured: Answers | None) -> None:
     summaries = {policy: run.summary for policy, run in runs.items()}
     gap = None
     if pair := narrative.contest(summaries):
@@ -86,13 +109,16 @@ def _headline(runs: Mapping[str, Run], sweep: pa.Table | None) -> None:
         st.markdown(narrative.verdict(summaries, gap=gap))
         if sweep is not None:
             st.markdown(narrative.flip_sentence(sweep))
-    for line in narrative.warnings(summaries):
+        st.markdown(narrative.badges(summaries, measured is not None))
+    lost = answers.warning(measured, narrative.winner(summaries))
+    for line in [*narrative.warnings(summaries), *([lost] if lost else [])]:
         st.warning(line, icon=":material/warning:")
     draw_cards(scoreboard.cards(summaries))
 
 
-def _table(runs: Mapping[str, Run]) -> None:
-    table = scoreboard.table({policy: run.summary for policy, run in runs.items()})
+def _table(runs: Mapping[str, Run], measured: Answers | None) -> None:
+    summaries = {policy: run.summary for policy, run in runs.items()}
+    table = scoreboard.table(summaries, measured)
     settings: dict[str, Any] = {
         name: st.column_config.Column(help=scoreboard.HELP.get(name), pinned=name == "Policy")
         for name in table.column_names
@@ -103,7 +129,11 @@ def _table(runs: Mapping[str, Run]) -> None:
     left, right = st.columns([1, 7], vertical_alignment="center")
     with left:
         download_csv(table, "comparison")
-    right.caption(narrative.sources({policy: run.summary for policy, run in runs.items()}))
+    model = next(iter(runs.values())).config["model"]["name"]
+    known = answers.sentence(measured, model, narrative.winner(summaries), answers.evaluated_models())
+    right.caption(f"{narrative.sources(summaries)} {known}")
+    if measured is not None:
+        link("quality", "What the answers cost", ":material/grading:", {"quality": measured.name})
 
 
 def _latency(scenario: Scenario, runs: Mapping[str, Run]) -> None:
@@ -129,12 +159,11 @@ def _memory(runs: Mapping[str, Run]) -> None:
 
 
 def _sources(scenario: Scenario, trace: Trace) -> None:
-    from leankv.serving.devices import device_named
-    from leankv.serving.models import model_named
-
+    model, device, profile = scenario.place()
     with st.expander("Where these figures come from", icon=":material/fact_check:"):
-        st.markdown(f"**{scenario.model}**: {model_named(scenario.model).source}")
-        device = device_named(scenario.device)
+        st.markdown(f"**{model.name}**: {model.source}")
+        if profile is not None:
+            st.markdown(f"**Step times and what is kept**: measured in {scenario.profile}, {profile.created}")
         st.markdown("\n".join(f"- {device.name}, {field}: {source}" for field, source in device.source.items()))
         st.markdown("\n".join([f"**{trace.name}**", *(f"- {warning}" for warning in trace.warnings)]))
         st.json(dict(trace.provenance), expanded=False)

@@ -17,8 +17,10 @@ from leankv.simulator.validation import Case, save_validation, validated
 from leankv.traces.open import open_trace
 
 if TYPE_CHECKING:
+    from leankv.serving.models import ModelSpec
     from leankv.traces.trace import Trace
 
+CREATED = "2026-11-21T12:00:00+00:00"
 LOADS = {"low": 1.0, "knee": 2.0}
 REPEATS = 2
 
@@ -60,7 +62,7 @@ def validation_folder(folder: Path, policies: tuple[str, ...] = ("fp16", "int8",
         "repeats": REPEATS,
         "kv_memory_bytes": 1 << 30,
         "versions": {},
-        "profile": {"digest": "0", "created": "2026-11-21T12:00:00", "versions": {}},
+        "profile": {"digest": "0", "created": CREATED, "versions": {}},
     }
     loads = {load: {"rate_scale": rate, "offered_rps": 4 * rate} for load, rate in LOADS.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,3 +116,39 @@ def _samples(policy: str) -> list[dict[str, object]]:
         length = {"output_tokens": max(1, int(tokens * (1 + (growth - 1) * 2 * luck))), "stopped": True}
         rows.append({**common, "task": "answers", **score, **said, **length})
     return rows
+
+
+MEASURED = ("fp16", "int8", "leankv")
+
+
+def profile_folder(folder: Path) -> Path:
+    """A folder as `leankv calibrate` leaves it, of SmolLM2's shape on two threads."""
+    import pyarrow as pa
+
+    from leankv.serving.profile import HeadRetention, HeldOut, PolicyProfile, Profile, StepFit, save_profile
+
+    model = model_named("smollm2-135m")
+    fit = StepFit((1, 64, 512), (0.02, 0.12, 0.9), 1e-4, 1e-3, 2e-4, (1e-10, 2e-10), 1e-3, 1e-5, 1e-7, 1e-9, 1e-3, 1e-6)
+    heads = HeadRetention((256, 512), (_kept(model, 128), _kept(model, 200)), 4)
+    policies = {
+        name: PolicyProfile(
+            repr(policy_named(name)),
+            fit,
+            {"decode": HeldOut(20, 0.03, 0.08, 0.01), "prefill": HeldOut(20, 0.02, 0.05, -0.01)},
+            policy_named(name).retention,
+            heads if name == "leankv" else None,
+        )
+        for name in MEASURED
+    }
+    device = {"name": "cpu, 2 threads", "backend": "cpu", "dtype": "float32", "memory_bytes": 16 << 30}
+    settings = {"max_num_seqs": 16, "max_num_batched_tokens": 512}
+    profile = Profile(model, device, "float32", {"torch": "2.13"}, CREATED, policies, settings)
+    return save_profile(profile, pa.table({"seconds": [0.1]}), folder)
+
+
+def _kept(model: ModelSpec, tokens: float) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """Later layers keep less, head 0 more."""
+    return tuple(
+        tuple((tokens * (1 - layer / 60), tokens * (head == 0) / 4) for head in range(model.kv_heads))
+        for layer in range(model.layers)
+    )

@@ -1,0 +1,147 @@
+"""Measured profiles and measured answers on the pages that compare: taken over where they fit, never invented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from leankv.app import answers, profiles, scoreboard, sweeppanel
+from leankv.app.scenario import Scenario
+from leankv.serving.policies.registry import policy_named
+
+MODEL = "smollm2-135m"
+
+
+@pytest.fixture(autouse=True)
+def calm(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sweep starts by itself; nothing but the test's own files is offered."""
+    monkeypatch.setattr(sweeppanel, "AT_ONCE", 0)
+    monkeypatch.setattr("leankv.app.found.SHIPPED", leankv_home / "shipped")
+
+
+@pytest.fixture
+def profile(leankv_home: Path, made: Any) -> Path:
+    return made.profile_folder(leankv_home / "shipped" / "cpu" / MODEL)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def quality(leankv_home: Path, made: Any) -> Path:
+    return made.quality_folder(leankv_home / "shipped" / "quality" / MODEL)  # type: ignore[no-any-return]
+
+
+def opened(page: str, **query: object) -> AppTest:
+    app = AppTest.from_string(f"from leankv.app.screens import {page}; {page}.page()", default_timeout=60)
+    for name, value in {"limit": 60, **query}.items():
+        app.query_params[name] = [str(item) for item in value] if isinstance(value, list) else str(value)
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def captions(app: AppTest) -> str:
+    return " ".join(caption.value for caption in app.caption)
+
+
+def specifications(*names: str) -> dict[str, str]:
+    return {name: repr(policy_named(name)) for name in names}
+
+
+def test_a_profile_brings_its_model_device_and_policies(profile: Path) -> None:
+    app = opened("compare", steptime="profile", rate=0.05)
+    assert not app.error
+    assert "**smollm2-135m** on **cpu, 2 threads**, measured 2026-11-21" in captions(app)
+    board = app.dataframe[0].value
+    assert set(board["Policy"]) == {"fp16", "int8", "leankv"}
+    assert all(source.startswith("profile (cpu, 2 threads") for source in board["Step times"])
+    assert any("badge" in block.value and "profile" in block.value for block in app.markdown)
+    assert "measured by this project's engine" in captions(app)
+
+
+def test_a_choice_among_the_measured_policies_is_kept_in_the_address(profile: Path) -> None:
+    app = opened("compare", steptime="profile", rate=0.05, measured=["int8"])
+    assert list(app.dataframe[0].value["Policy"]) == ["int8"]
+
+
+def test_without_a_profile_the_page_teaches() -> None:
+    app = opened("compare", steptime="profile")
+    assert app.code[0].value.startswith("leankv calibrate")
+    assert not app.error and not app.metric
+
+
+def test_a_broken_profile_is_one_line(leankv_home: Path) -> None:
+    folder = leankv_home / "shipped" / "bad"
+    folder.mkdir(parents=True)
+    (folder / "profile.json").write_text("{}")
+    app = opened("compare", steptime="profile")
+    assert len(app.error) == 1 and "profile.json" in app.error[0].value
+
+
+def test_the_scenario_of_a_profile_is_as_the_command_line_has_it(profile: Path) -> None:
+    config = Scenario(step_time="profile", profile=str(profile)).config("leankv")
+    assert (config.model.name, config.device.name) == (MODEL, "cpu, 2 threads")
+    assert config.profile is not None and config.step_time == "profile"
+    before = Scenario(step_time="profile", profile=str(profile)).to_params()
+    stored = profile / "profile.json"
+    stored.write_text(stored.read_text() + " ")
+    assert Scenario(step_time="profile", profile=str(profile)).to_params() != before
+
+
+def test_measured_answers_join_the_comparison_and_warn_of_a_losing_winner(profile: Path, quality: Path) -> None:
+    app = opened("compare", steptime="profile", rate=0.05, measured=["fp16", "leankv"])
+    board = app.dataframe[0].value.set_index("Policy")
+    stored = json.loads((quality / "quality.json").read_text())["policies"]["leankv"]["scores"]["perplexity"]
+    assert board[scoreboard.LOSS]["leankv"] == pytest.approx(100 * stored["difference"])
+    assert board[scoreboard.LOSS]["fp16"] == 0
+    assert "changes perplexity by" in captions(app)
+
+
+def test_no_answers_are_told_of_a_model_that_was_not_evaluated(quality: Path) -> None:
+    app = opened("compare")
+    assert "no quality was measured for llama-3.1-8b" in captions(app)
+    assert "Measured: smollm2-135m" in captions(app)
+    assert scoreboard.LOSS not in app.dataframe[0].value.columns
+
+
+def test_answers_are_matched_by_the_policys_knobs(quality: Path) -> None:
+    found = answers.measured(MODEL, specifications("kivi", "kivi:bits=4", "leankv", "fp8"))
+    assert found is not None
+    assert {"kivi:bits=4", "leankv"} <= set(found.scores)
+    assert "fp8" not in found.scores
+    assert ("kivi" in found.scores) == (repr(policy_named("kivi")) == repr(policy_named("kivi:bits=4")))
+    assert answers.measured("llama-3.1-8b", specifications("leankv")) is None
+
+
+def test_a_winner_that_loses_answers_is_warned_of(quality: Path) -> None:
+    found = answers.measured(MODEL, specifications("fp16", "int4", "int8"))
+    assert found is not None
+    said = answers.warning(found, "int4")
+    assert said and said.startswith("int4 wins, but loses answers: perplexity rises by")
+    assert answers.warning(found, "int8") is None
+    assert answers.warning(found, "leankv") is None
+    assert answers.warning(None, "int4") is None
+
+
+def test_the_table_leaves_a_policy_that_was_not_measured_empty(quality: Path, sample: SimpleNamespace) -> None:
+    found = answers.measured(MODEL, specifications("int8"))
+    table = scoreboard.table({"int8": sample.summary(), "h2o": sample.summary()}, found)
+    rows = {row["Policy"]: row for row in table.to_pylist()}
+    assert rows["h2o"][scoreboard.LOSS] is None and rows["int8"][scoreboard.LOSS] is not None
+
+
+def test_the_profile_behind_a_validation_is_told_in_words(profile: Path, leankv_home: Path, made: Any) -> None:
+    folder = made.validation_folder(leankv_home / "mine", runs=False)
+    app = opened("validate", validation=str(folder))
+    assert any("linear layers and the host's work" in block.value for block in app.markdown)
+    found = profiles.of_date(made.CREATED)
+    assert found is not None and found.model.name == MODEL
+
+
+def test_what_each_head_keeps_is_drawn_from_the_models_profile(profile: Path, quality: Path) -> None:
+    app = opened("quality")
+    assert any("What each head keeps" in header.value for header in app.header)
+    assert app.selectbox(key="heads").options == ["leankv"]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-TEST_EXTRAS := dev,live,silicon
+TEST_EXTRAS := dev,live,quality,silicon
 WORKERS ?= 2
 
 # One thread a process: the test workers already fill the cores.

@@ -10,7 +10,13 @@ from leankv.app.home import home
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
 # a folder that holds this file is one of these; a validation holds runs, so the order is that of interest
-MARKS = {"validation": "validation.json", "quality": "quality.json", "profile": "profile.json", "run": "summary.json"}
+MARKS = {
+    "validation": "validation.json",
+    "quality": "quality.json",
+    "tuning": "tune.json",
+    "profile": "profile.json",
+    "run": "summary.json",
+}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ BACKEND = Field(
     "auto: a GPU if there is one.",
     ("auto", "cpu", "cuda"),
 )
+SHAPES = ("llama-3-8b", "llama-3.1-8b", "qwen3-8b", "mistral-7b")
 TRACE = Field("--trace", "Trace", "trace", "azure-conv-2023-like", "Which requests arrive when, how long.")
 RATE = Field("--rate-scale", "Rate scale", "number", 1.0, "Arrivals this many times as fast.", least=0.01)
 KV = Field("--kv-memory-gib", "KV memory (GiB)", "number", None, "Less of it brings memory pressure to any machine.")
@@ -136,6 +137,21 @@ _KINDS = (
         (MODEL, policies("fp16", "leankv"), TRACE, limit(40), RATE, PROMPT, OUTPUT, KV, BACKEND),
     ),
     Kind(
+        "calibrate",
+        "Calibration",
+        ":material/tune:",
+        "Measures this machine and model in minutes: step times, memory, and what each policy keeps of real texts. The "
+        "profile it writes is what simulations of this machine follow. Leave the machine alone meanwhile.",
+        (
+            MODEL,
+            policies("fp16", "int8", "kivi", "leankv"),
+            Field("--max-num-seqs", "Requests at once", "count", None, "Measure batches of up to so many.", least=1),
+            Field("--max-context", "Context (tokens)", "count", 2048, "Measure contexts of up to so many.", least=64),
+            BACKEND,
+            Field("--quick", "Quick", "switch", False, "A small grid, once: to see that it works. Figures are rough."),
+        ),
+    ),
+    Kind(
         "validate",
         "Validation",
         ":material/balance:",
@@ -159,6 +175,57 @@ _KINDS = (
             OUTPUT,
             KV,
             BACKEND,
+        ),
+    ),
+    Kind(
+        "evaluate",
+        "Evaluation",
+        ":material/grading:",
+        "Scores text, finds needles and answers questions through the cache of every policy, each beside fp16 on the "
+        "same samples.",
+        (
+            MODEL,
+            policies("fp16", "int8", "int4", "kivi:bits=4", "leankv", "leankv-r"),
+            Field(
+                "--task",
+                "Tasks",
+                "several",
+                ("perplexity", "needle", "choice", "answers"),
+                "Text scored token by token, needles in long texts, multiple choice, generated answers.",
+                ("perplexity", "needle", "choice", "answers"),
+            ),
+            Field(
+                "--preset", "Preset", "choice", "quick", "quick: minutes on two cores; full: more.", ("quick", "full")
+            ),
+            BACKEND,
+        ),
+    ),
+    Kind(
+        "tune",
+        "Tuning",
+        ":material/instant_mix:",
+        "Finds the settings of LeanKV with the smallest cache whose loss in perplexity stays under a bound, and scores "
+        "them on text that the search has not seen.",
+        (
+            MODEL,
+            Field("--policy", "Policies", "policies", ("leankv",), "leankv or leankv-r; both can be chosen."),
+            Field("--max-loss", "Loss at most", "number", 0.01, "Relative rise of perplexity over fp16.", least=0.0),
+            Field("--windows", "Windows searched", "count", 8, "Windows of text that the search scores.", least=1),
+            Field("--held-out", "Windows held out", "count", 16, "Windows that what it found is scored on.", least=1),
+        ),
+    ),
+    Kind(
+        "gpu-job",
+        "GPU job",
+        ":material/memory:",
+        "All that needs a GPU, in ten minutes: the kernels' correctness and speed, a profile of a model with its "
+        "validation, and a large model's step times with random weights.",
+        (
+            MODEL,
+            Field("--shape", "Large shape", "text", "llama-3-8b", "Its step times, with random weights.", SHAPES),
+            Field("--minutes", "Minutes", "number", 10.0, "Time for everything.", least=1.0),
+            BACKEND,
+            Field("--quick", "Quick", "switch", False, "Tiny, to see that every part runs: its figures mean nothing."),
         ),
     ),
 )

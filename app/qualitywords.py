@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leankv.app.figures.quality import Axis, Point
+from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
 
 if TYPE_CHECKING:
@@ -183,17 +185,13 @@ def _interval(policy: PolicyQuality) -> str:
 
 
 def length_ratios(quality: Quality, policies: Sequence[str]) -> dict[str, list[float]]:
-    """Each policy's output lengths over fp16's of the same prompts, where both were generated."""
-    plain = _output_tokens(quality, BASELINE)
+    """Each policy's output lengths over fp16's of the same prompts, where fp16's ended by itself."""
+    from leankv.serving.length_shift import paired_lengths
+
     found = {}
     for policy in policies:
-        mine = _output_tokens(quality, policy)
-        ratios = [mine[sample] / tokens for sample, tokens in plain.items() if sample in mine and tokens]
-        if ratios and policy != BASELINE:
-            found[policy] = ratios
+        with suppress(InputError):  # no prompt that both answered to the end: nothing to tell
+            lengths = paired_lengths(quality.samples, policy)
+            found[policy] = (lengths.policy / lengths.baseline).tolist()
+    found.pop(BASELINE, None)
     return found
-
-
-def _output_tokens(quality: Quality, policy: str) -> dict[str, int]:
-    rows = quality.of(policy, "answers").select(["sample_id", "output_tokens", "stopped"]).to_pylist()
-    return {row["sample_id"]: row["output_tokens"] for row in rows if row["stopped"] is not None}

@@ -209,12 +209,11 @@ def growth(ratios: Mapping[str, Sequence[float]], dark: bool = False, height: in
     return Chart(figure, alt, pa.Table.from_pylist(rows))
 
 
-def kept_by_head(tokens: Sequence[Sequence[Sequence[float]]], context: int, dark: bool = False) -> Chart:
-    """Share of a context that each KV head of each layer keeps. tokens: kept, by [layer][head][tier]."""
+def kept_by_head(shares: np.ndarray, of: str, dark: bool = False) -> Chart:
+    """Share of a prompt that each KV head of each layer keeps. shares: float[layers, heads]; of: what, in words."""
     import plotly.graph_objects as go
     import pyarrow as pa
 
-    shares = np.array([[sum(head) / context for head in layer] for layer in tokens])
     figure = blank("KV head", "Layer", dark, 110 + 14 * len(shares))
     figure.add_trace(
         go.Heatmap(
@@ -233,7 +232,7 @@ def kept_by_head(tokens: Sequence[Sequence[Sequence[float]]], context: int, dark
     figure.update_yaxes(autorange="reversed", showgrid=False)
     layer, head = np.unravel_index(int(shares.argmin()), shares.shape)
     alt = (
-        f"Share of {context:,} tokens kept by layer and KV head: {shares.mean():.0%} on average, least "
+        f"Share of {of} kept by layer and KV head: {shares.mean():.0%} on average, least "
         f"{shares.min():.0%} in layer {layer}, head {head}, most {shares.max():.0%}."
     )
     rows = [

@@ -22,6 +22,7 @@ MOST_LINKS = 12
 # what was found: (page, its icon, the name of its choice in the address, what else the address says)
 OPENS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "validation": ("validate", ":material/balance:", "validation", {}),
+    "profile": ("compare", ":material/compare_arrows:", "profile", {"steptime": "profile"}),
     "quality": ("quality", ":material/grading:", "quality", {}),
     "run": ("run", ":material/timeline:", "folder", {"from": "A run folder"}),
 }

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from leankv.app import found, profiles, qualitywords
+from leankv.app import found, qualitywords
 from leankv.app.figures import quality as figures
+from leankv.app.headpanel import head_panel, tuning_panel
 from leankv.app.navigation import link
 from leankv.app.negativebrowser import negative_browser
 from leankv.app.views import download_csv, is_dark, show
@@ -102,7 +103,8 @@ def _draw(quality: Quality) -> None:
     _needles(quality)
     negative_browser(quality)
     _lengths(quality)
-    _heads(quality)
+    tuning_panel(quality.model.name)
+    head_panel(quality.model.name)
 
 
 def _frontier(quality: Quality) -> None:
@@ -169,17 +171,3 @@ def _lengths(quality: Quality) -> None:
         help="Answers of the same prompts, stopping by themselves, against fp16's. Longer outputs cost throughput.",
     )
     show(figures.growth(ratios, is_dark()), "growth")
-
-
-def _heads(quality: Quality) -> None:
-    """What each head keeps, where a profile of this model measured it."""
-    measured = profiles.with_heads(quality.model.name)
-    if not measured:
-        return
-    st.header("What each head keeps", anchor=False, help="From the calibration's texts: tokens kept of a prompt.")
-    left, right = st.columns(2)
-    policy = left.selectbox("Policy", list(measured), key="heads", bind="query-params")
-    heads = measured[policy if policy in measured else next(iter(measured))]
-    context = right.select_slider("Context (tokens)", heads.contexts, heads.contexts[-1], key="context")
-    tokens = heads.tokens[heads.contexts.index(context)]
-    show(figures.kept_by_head(tokens, context, is_dark()), "heads")

@@ -145,3 +145,17 @@ def test_what_each_head_keeps_is_drawn_from_the_models_profile(profile: Path, qu
     app = opened("quality")
     assert any("What each head keeps" in header.value for header in app.header)
     assert app.selectbox(key="heads").options == ["leankv"]
+
+
+def test_a_tuning_is_told_with_its_heads_by_kind_of_text(leankv_home: Path, quality: Path) -> None:
+    from leankv.serving.tuning import save_tuning
+
+    figures = {"loss": 0.008, "interval": [0.001, 0.015], "nominal": 4.0, "physical": 3.0}
+    spec = "leankv:alpha_low=0.02,alpha_high=1"
+    found = {"policy": "leankv", "bound": 0.01, "spec": spec, "held_in": figures, "held_out": figures}
+    kept = {spec: {"essays": [[[0.5, 0.1]], [[0.2, 0.2]]], "code": [[[0.4, 0.1]], [[0.1, 0.0]]]}}
+    save_tuning({"model": MODEL, "found": [found], "kept": kept}, leankv_home / "shipped" / "tuned" / "tune.json")
+    app = opened("quality")
+    rows = [frame.value for frame in app.dataframe if "Setting" in frame.value.columns]
+    assert list(rows[0]["Loss, held out"]) == ["+0.80% (+0.10% to +1.50%)"]
+    assert "essays keeps 50%, code 30%. Heads differ most in layer 1, head 0: 40% and 10%" in captions(app)

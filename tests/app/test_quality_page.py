@@ -106,7 +106,7 @@ def test_outputs_are_paired_with_the_same_prompts(quality: Quality) -> None:
 
 
 def test_kept_shares_by_head() -> None:
-    chart = figures.kept_by_head([[[10.0, 10.0], [100.0, 0.0]], [[50.0, 0.0], [0.0, 0.0]]], 100)
+    chart = figures.kept_by_head(np.array([[0.2, 1.0], [0.5, 0.0]]), "essays")
     assert chart.figure.data[0].z.tolist() == [[20, 100], [50, 0]]
     assert "least 0% in layer 1, head 1" in chart.alt
 
@@ -131,7 +131,7 @@ def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None
         ),
         figures.needles("leankv", quality.of("leankv", "needle"), dark),
         figures.growth(qualitywords.length_ratios(quality, ["leankv"]), dark),
-        figures.kept_by_head([[[1.0]]], 2, dark),
+        figures.kept_by_head(np.ones((1, 1)), "code", dark),
     ]
     for chart in charts:
         assert len(chart.alt) > 30

@@ -1,0 +1,116 @@
+"""What each head keeps, on the page: by kind of text from a tuning, or by context from a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import streamlit as st
+
+from leankv.app import found, profiles
+from leankv.app.figures.quality import kept_by_head
+from leankv.app.views import is_dark, numbers, show
+from leankv.serving.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from leankv.serving.profile import HeadRetention
+
+
+def tuning_panel(model: str) -> None:
+    """The settings that a bound on quality allows, where `leankv tune` looked for them on this model."""
+    if tuning := _tuning(model):
+        st.header(
+            "Settings that a bound allows",
+            anchor=False,
+            help="Found on some windows of text, then scored on others that the search had not seen.",
+        )
+        numbers(tuned(tuning["found"]), "tuned")
+
+
+def head_panel(model: str) -> None:
+    """Draw the section; nothing where no tuning and no profile of this model measured it."""
+    tuning, measured = _tuning(model), profiles.with_heads(model)
+    if not measured and not (tuning and tuning["kept"]):
+        return
+    st.header("What each head keeps", anchor=False, help="Share of a prompt's tokens, in both tiers together.")
+    if tuning and tuning["kept"]:
+        _by_text(tuning["kept"])
+    else:
+        _by_context(measured)
+
+
+def _tuning(model: str) -> dict[str, Any] | None:
+    from leankv.serving.tuning import load_tuning
+
+    for folder in found.offered("tuning").values():
+        try:
+            tuning = load_tuning(folder / found.MARKS["tuning"])
+        except InputError:
+            continue  # another's fault: the one that is looked for may still come
+        if tuning.get("model") == model:
+            return tuning
+    return None
+
+
+def _by_text(kept: Mapping[str, Mapping[str, Any]]) -> None:
+    """One map a kind of text, and in words how much they differ."""
+    name = st.selectbox("Setting", list(kept), key="heads", bind="query-params")
+    kinds = kept.get(name or "") or next(iter(kept.values()))
+    for column, (kind, tokens) in zip(st.columns(len(kinds)), kinds.items(), strict=True):
+        with column:
+            st.markdown(f"**{kind}**")
+            show(kept_by_head(np.sum(tokens, axis=-1), kind, is_dark()), f"heads-{kind}")
+    st.caption(unlike(kinds))
+
+
+def _by_context(measured: Mapping[str, HeadRetention]) -> None:
+    left, right = st.columns(2)
+    policy = left.selectbox("Policy", list(measured), key="heads", bind="query-params")
+    heads = measured.get(policy or "") or next(iter(measured.values()))
+    context = right.select_slider("Context (tokens)", heads.contexts, heads.contexts[-1], key="context")
+    tokens = heads.tokens[heads.contexts.index(context)]
+    show(kept_by_head(np.sum(tokens, axis=-1) / context, f"{context:,} tokens", is_dark()), "heads")
+
+
+def unlike(kinds: Mapping[str, Any]) -> str:
+    """How two kinds of text differ in what their heads keep: on average, and whether the same heads are dense."""
+    if len(kinds) < 2:
+        return ""
+    (first, one), (second, other) = [(kind, np.array(tokens).sum(-1)) for kind, tokens in list(kinds.items())[:2]]
+    layer, head = np.unravel_index(int(np.abs(one - other).argmax()), one.shape)
+    most = f"{one[layer, head]:.0%} and {other[layer, head]:.0%}"
+    same = f"correlation {np.corrcoef(one.ravel(), other.ravel())[0, 1]:.2f}" if one.std() and other.std() else "flat"
+    return (
+        f"{first} keeps {one.mean():.0%}, {second} {other.mean():.0%}. Heads differ most in layer {layer}, head {head}"
+        f": {most}. Over all heads: {same}."
+    )
+
+
+def tuned(found: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A row a policy and bound: the setting, its compression, and its loss on the text that found it, and on other."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([_row(each) for each in found])
+
+
+def _row(each: Mapping[str, Any]) -> dict[str, Any]:
+    held_in, held_out = each["held_in"], each["held_out"]
+    return {
+        "Policy": each["policy"],
+        "Bound (%)": 100 * each["bound"],
+        "Setting": each["spec"] or "none is mild enough",
+        "Compression, physical": None if held_out is None else held_out["physical"],
+        "Compression, nominal": None if held_out is None else held_out["nominal"],
+        "Loss, held in": _loss(held_in),
+        "Loss, held out": _loss(held_out),
+    }
+
+
+def _loss(figures: Mapping[str, Any] | None) -> str:
+    if figures is None:
+        return ""
+    interval = figures["interval"]
+    return f"{figures['loss']:+.2%}" + (f" ({interval[0]:+.2%} to {interval[1]:+.2%})" if interval else "")

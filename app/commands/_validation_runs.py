@@ -19,7 +19,7 @@ SIMULATED = "simulated"
 
 
 @dataclass(frozen=True)
-class Planned:
+class LiveRun:
     """One live run."""
 
     load: str
@@ -27,13 +27,13 @@ class Planned:
     repeat: int
 
 
-def planned(loads: Sequence[str], policies: Sequence[Policy], repeats: int) -> Iterator[Planned]:
+def in_turns(loads: Sequence[str], policies: Sequence[Policy], repeats: int) -> Iterator[LiveRun]:
     """Every run once, repeat by repeat, each time with another policy first: a machine that drifts favours none."""
     for repeat in range(repeats):
         for number, load in enumerate(loads):
             first = (repeat + number) % len(policies)
             for policy in (*policies[first:], *policies[:first]):
-                yield Planned(load, policy, repeat)
+                yield LiveRun(load, policy, repeat)
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Folders:
 
     root: Path | None
 
-    def live(self, run: Planned) -> Path | None:
+    def live(self, run: LiveRun) -> Path | None:
         return self._of(run.load, run.policy.name, f"live-{run.repeat + 1}")
 
-    def kept(self, run: Planned, config: Mapping[str, Any]) -> Run | None:
+    def kept(self, run: LiveRun, config: Mapping[str, Any]) -> Run | None:
         """The live run that an earlier call finished. Raises InputError for one of other settings in its place."""
         folder = self.live(run)
         if folder is None or not folder.is_dir() or not any(folder.iterdir()):
@@ -58,7 +58,7 @@ class Folders:
             )
         return found
 
-    def save_live(self, run: Planned, made: Run) -> None:
+    def save_live(self, run: LiveRun, made: Run) -> None:
         if (folder := self.live(run)) is not None:
             save_run(made, folder)
 
@@ -81,7 +81,7 @@ class Results:
     simulated: dict[tuple[str, str], Run]
     live: dict[tuple[str, str], dict[int, Run]]
 
-    def add(self, run: Planned, made: Run) -> None:
+    def add(self, run: LiveRun, made: Run) -> None:
         self.live.setdefault((run.load, run.policy.name), {})[run.repeat] = made
 
     def cases(self) -> list[Case]:

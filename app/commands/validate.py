@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from leankv.app.commands._deployment import GIB, Gib, Policies, Slo, parse_slo
+from leankv.app.commands._deployment import Gib, Policies, Slo, parse_slo
 from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
 from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
-from leankv.app.commands.traces import File, Requests, Text, chosen_requests
+from leankv.app.commands.traces import File, Requests, Text
 
 if TYPE_CHECKING:
-    from leankv.app.commands._validation_runs import Folders, Planned, Results
-    from leankv.backend.live_setup import LiveSetup
+    from leankv.app.commands._validation_plan import Plan
+    from leankv.app.commands._validation_runs import LiveRun, Results
     from leankv.backend.weights import Loaded
-    from leankv.serving.policies.base import Policy
     from leankv.serving.profile import Profile
     from leankv.serving.runs import Run
-    from leankv.serving.scheduler import SchedulerLimits
-    from leankv.simulator.config import SimulationConfig
-    from leankv.simulator.validation_loads import Load
-    from leankv.traces.trace import Trace
 
 ABOUT = """\
 Serve a trace live under some policies and loads, simulate the same, and compare metric by metric.
@@ -38,7 +33,6 @@ The simulator sees the trace and the profile (`leankv calibrate` measures one), 
 found by the simulator: knee, the highest rate served in time, half of it (low), half as much again (overload). A run's
 folder is written as soon as it is finished; with the same settings and --output-dir, a later call goes on after it.
 """
-POLICIES = ("fp16", "int8", "kivi", "leankv")
 Loads = Annotated[
     tuple[Literal["low", "knee", "overload"], ...],
     tyro.conf.UseAppendAction,
@@ -52,6 +46,8 @@ class Validate:
     trace: Annotated[Requests, tyro.conf.arg(name="")] = field(default_factory=Requests)
     profile: File = None
     """The profile of this machine and model: the folder that `leankv calibrate` wrote."""
+    calibrate: bool = False
+    """Without a --profile: first measure one into the folder `profile` of --output-dir; takes some minutes more."""
     model: Text = None
     """The model to run, where the profile's own name does not find it: a folder, a .gguf file, a name."""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
@@ -81,33 +77,16 @@ class Validate:
     """Write every summary and the whole comparison to this file."""
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What is run. trace: at its own rate; traces: at each load's."""
-
-    command: Validate
-    profile: Profile
-    setup: LiveSetup
-    policies: Sequence[Policy]
-    limits: SchedulerLimits
-    trace: Trace
-    loads: Sequence[Load]
-    traces: Mapping[str, Trace]
-    folders: Folders
-
-    def simulation(self, policy: Policy) -> SimulationConfig:
-        return _simulation(self.command, self.profile, policy, self.setup.kv_memory_bytes)
-
-
 def main(argv: list[str]) -> int:
     """Run `leankv validate`; raises InputError for bad input."""
     command = parsed(Validate, "leankv validate", ABOUT, argv)
     _check(command)
     # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from leankv.app.commands._validation_plan import planned
     from leankv.app.commands._validation_runs import Results
 
-    plan = _plan(command)
+    plan = planned(command)
     results = Results({}, {})
     try:
         _simulate(plan, results)
@@ -127,65 +106,14 @@ def _check(command: Validate) -> None:
     require_place_for_file(command.json)
     require_place_for_folder(command.output_dir)
     parse_slo(command.slo)
-    if command.profile is None:
-        raise InputError("--profile is missing: name the folder that `leankv calibrate` wrote on this machine")
+    if command.profile is None and not command.calibrate:
+        raise InputError("--profile is missing: name the folder that leankv calibrate wrote here, or give --calibrate")
+    if command.calibrate and (command.profile is not None or command.output_dir is None):
+        raise InputError("--calibrate makes a profile in --output-dir: name that folder, and no --profile")
     if command.repeats < 1:
         raise InputError(f"--repeats {command.repeats}: give at least 1")
     if command.knee is not None and not command.knee > 0:
         raise InputError(f"--knee {command.knee:g} is no rate scale; give a number above 0")
-
-
-def _plan(command: Validate) -> Plan:
-    """Load the profile, the trace and the model, and find the loads."""
-    from leankv.app.commands._validation_runs import Folders
-    from leankv.app.commands.run import live_policies
-    from leankv.backend.live_setup import live_setup
-    from leankv.serving.profile import load_profile, require_fits
-    from leankv.serving.scheduler import SchedulerLimits
-    from leankv.simulator.validation_loads import LOADS, loads_of, pool_bytes
-    from leankv.traces.transforms import rate_scale
-
-    assert command.profile is not None
-    profile, policies = load_profile(command.profile), live_policies(command.policy or POLICIES)
-    limits = SchedulerLimits(command.max_num_seqs, command.max_num_batched_tokens, command.chunked_prefill)
-    trace = chosen_requests(command.trace)
-    pool_gib = command.kv_memory_gib
-    if pool_gib is None:
-        pool_gib = pool_bytes(profile.model, trace, limits.max_num_seqs) / GIB
-    setup = live_setup(command.model or profile.model.name, command.backend, pool_gib, trace, policies)
-    require_fits(profile, setup.model, setup.device)
-    knee = command.knee or _knee(command, profile, policies, setup.kv_memory_bytes, trace)
-    loads = loads_of(command.load or tuple(LOADS), knee, trace)
-    traces = {load.name: rate_scale(trace, load.rate_scale) for load in loads}
-    return Plan(command, profile, setup, policies, limits, trace, loads, traces, Folders(command.output_dir))
-
-
-def _knee(command: Validate, profile: Profile, policies: Sequence[Policy], kv_memory_bytes: int, trace: Trace) -> float:
-    """Under fp16, or the first policy: the same rates for all, whatever their own knees."""
-    from leankv.serving.paired import BASELINE
-    from leankv.simulator.validation_loads import knee_scale
-
-    chosen = next((policy for policy in policies if policy.name == BASELINE), policies[0])
-    return knee_scale(_simulation(command, profile, chosen, kv_memory_bytes), trace)
-
-
-def _simulation(command: Validate, profile: Profile, policy: Policy, kv_memory_bytes: int) -> SimulationConfig:
-    from leankv.serving.profile import profile_device
-    from leankv.simulator.config import SimulationConfig
-
-    return SimulationConfig(
-        model=profile.model,
-        device=profile_device(profile),
-        policy=policy,
-        max_num_seqs=command.max_num_seqs,
-        max_num_batched_tokens=command.max_num_batched_tokens,
-        chunked_prefill=command.chunked_prefill,
-        kv_memory_bytes=kv_memory_bytes,
-        step_time="profile",
-        profile=profile,
-        slo=parse_slo(command.slo),
-        seed=command.trace.seed,
-    )
 
 
 def _simulate(plan: Plan, results: Results) -> None:
@@ -203,9 +131,9 @@ def _simulate(plan: Plan, results: Results) -> None:
 
 def _measure(plan: Plan, results: Results) -> None:
     """Run live, in turns, what an earlier call has not; the bar's time left follows the simulated durations."""
-    from leankv.app.commands._validation_runs import planned
+    from leankv.app.commands._validation_runs import in_turns
 
-    runs = list(planned([load.name for load in plan.loads], plan.policies, plan.command.repeats))
+    runs = list(in_turns([load.name for load in plan.loads], plan.policies, plan.command.repeats))
     lasting = [results.simulated[run.load, run.policy.name].summary["duration_s"] for run in runs]
     with progress_bar(f"{len(runs)} live runs") as report:
         for number, (run, expected_s) in enumerate(zip(runs, lasting, strict=True)):
@@ -218,7 +146,7 @@ def _measure(plan: Plan, results: Results) -> None:
             partly(1.0)
 
 
-def _live(plan: Plan, run: Planned, report: Callable[[float], None]) -> Run:
+def _live(plan: Plan, run: LiveRun, report: Callable[[float], None]) -> Run:
     """One live run, by the path of `leankv run`: traced lengths to the token, the machine's speed around it."""
     from leankv.backend.live_request import Sampling
     from leankv.backend.live_run import run_live

@@ -17,7 +17,7 @@ import pytest
 
 from leankv.app import cli
 from leankv.app.commands import validate
-from leankv.app.commands._validation_runs import planned
+from leankv.app.commands._validation_runs import in_turns
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.runs import load_run
 from leankv.simulator.validation import load_validation
@@ -156,6 +156,7 @@ def test_ctrl_c_keeps_and_compares_what_is_finished(
         (("--model", "other"), "the profile is of"),
         (("--policy", "int8"), "policy int8 was not measured"),
         (("--policy", "quest"), "does not run live"),
+        (("--calibrate",), "--calibrate makes a profile"),
         (("--repeats", "0"), "--repeats 0"),
         (("--knee", "-1"), "--knee -1"),
         (("--load", "noon"), "--load"),
@@ -188,7 +189,7 @@ def test_without_a_profile_it_says_how_to_get_one(place: Path, capsys: pytest.Ca
 
 def test_each_repeat_begins_with_another_policy() -> None:
     policies = [policy_named(name) for name in ("fp16", "int8", "leankv")]
-    runs = list(planned(("low", "knee"), policies, 3))
+    runs = list(in_turns(("low", "knee"), policies, 3))
     assert len({(run.load, run.policy.name, run.repeat) for run in runs}) == len(runs) == 18
     firsts = [(run.repeat, run.load, run.policy.name) for run in runs[::3]]
     assert firsts == [

@@ -38,6 +38,11 @@ class Captured:
     def tokens(self) -> int:
         return len(self.keys[0])
 
+    def on_host(self) -> Captured:
+        """In float32 in the host's memory."""
+        parts = ([x.cpu().float() for x in of] for of in (self.queries, self.keys, self.values))
+        return Captured(*parts, self.scales)
+
 
 def capture(loaded: Loaded, tokens: Tensor) -> Captured:
     """Run the model once over `tokens` int64 [n] and return what every layer's attention was given.

@@ -17,7 +17,7 @@ from leankv.serving.formats import FP16, KVFormat
 from leankv.serving.models import ModelSpec
 from leankv.serving.pages import UNIFORM_PAGE_TOKENS, layout_of, page_bytes_for, uniform_page_bytes
 from leankv.serving.policies.base import Policy
-from leankv.serving.policies.curves import Curve, HeadGroup, LayerBudgets
+from leankv.serving.policies.curves import Curve, Decoded, HeadGroup, LayerBudgets
 
 TABLE_BYTES = 8
 """Per page: an entry of the free list and one of a page table, 32 bits each."""
@@ -93,6 +93,23 @@ class _LayeredPart(_Part):
     def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         per_layer: np.ndarray = -(-self.layers.by_layer_array(prompts, contexts) // self.tokens_per_page)
         return (self.heads // len(self.layers.caps) * per_layer.sum(axis=0)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _DecodedPart(_Part):
+    """Heads whose pages were measured as well as their tokens, so no slack is expected, it is in them."""
+
+    decoded: Decoded
+
+    def pages(self, prompt: int, context: int) -> int:
+        return ceil(self.heads * self.decoded.pages(prompt, context, self.tokens_per_page))
+
+    def pages_array(self, prompts: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        per_head = self.decoded.pages_array(prompts, contexts, self.tokens_per_page)
+        return np.ceil(self.heads * per_head).astype(np.int64)
+
+    def growth(self, prompt: int, tokens: int) -> int:
+        return ceil(self.heads * self.decoded.pages_growth(prompt, tokens, self.tokens_per_page)) + 1 if tokens else 0
 
 
 @dataclass(frozen=True)
@@ -284,6 +301,8 @@ class MemoryModel:
 
     def _part(self, tier: int, group: HeadGroup, curve: Curve) -> _Part:
         common = (tier, group.heads, self.tokens_per_page[tier], group.slack_pages, curve.at, curve)
+        if isinstance(curve, Decoded):
+            return _DecodedPart(*common, curve)
         return _LayeredPart(*common, curve) if isinstance(curve, LayerBudgets) else _Part(*common)
 
     @cached_property

@@ -9,9 +9,8 @@ from functools import cached_property
 from math import floor
 from typing import Any
 
+from leankv.serving.decode_growth import GRID, DecodeGrowth
 from leankv.serving.errors import InputError
-
-GRID = 2**20
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Retention:
     source: "literature" or "measured on <model>".
     slack_pages: pages that a head holds in a tier beyond its tokens over a page's, because heads differ: a half on
         average, unless it was measured.
+    growth: what decoding adds after a prompt, where it was measured; else generated tokens count like a longer prompt.
 
     Slopes lie on a grid of 2**-20 tokens a token, so that floats carry the curve without rounding and a jump over many
     tokens gives exactly what single steps give.
@@ -37,6 +37,7 @@ class Retention:
     spread: float
     source: str
     slack_pages: float = 0.5
+    growth: DecodeGrowth | None = None
 
     def __post_init__(self) -> None:
         if len(self.contexts) < 2 or len(self.contexts) != len(self.kept) or self.contexts[0] or any(self.kept[0]):
@@ -75,6 +76,7 @@ class Retention:
             stored["spread"],
             stored["source"],
             stored["slack_pages"],
+            DecodeGrowth.from_dict(stored["growth"]) if stored.get("growth") else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Retention:
             "spread": self.spread,
             "source": self.source,
             "slack_pages": self.slack_pages,
+            "growth": self.growth.to_dict() if self.growth else None,
         }
 
     @property

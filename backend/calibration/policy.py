@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from leankv.backend.calibration.reference import Noise, Reference
+from leankv.backend.calibration.retained import GENERATED, QUICK_GENERATED, decode_growth, head_retention
 from leankv.backend.calibration.rig import Rig
 from leankv.backend.calibration.setup import Calibration
 from leankv.backend.calibration.steps import Progress, time_steps
-from leankv.backend.retention_report import kept_tokens, retention
+from leankv.backend.retention_report import retention
 from leankv.serving.policies.base import Policy
 from leankv.serving.pool_plan import live_pool_pages
 from leankv.serving.profile import HeadRetention
@@ -21,7 +21,7 @@ from leankv.serving.step_samples import StepSample
 
 CONTEXTS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2000, 3000, 4000, 6000, 8000)
 QUICK_CONTEXTS = (32, 128, 512, 2000)
-STEPS_SHARE = 0.9
+STEPS_SHARE = 0.8
 """Of the progress: step times."""
 
 
@@ -50,7 +50,7 @@ def measure_policy(setup: Calibration, policy: Policy, progress: Progress) -> Me
     reference = Reference(setup.loaded.model.device)
     steps = time_steps(rig, setup.grid, reference, lambda share: progress(STEPS_SHARE * share))
     memory = _memory(setup, policy, rig)
-    kept, heads = _kept(setup, policy)
+    kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
     progress(1.0)
     return MeasuredPolicy(steps.samples, steps.noise, kept, heads, memory)
 
@@ -77,21 +77,16 @@ def _peak_bytes(kind: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _kept(setup: Calibration, policy: Policy) -> tuple[Retention | None, HeadRetention | None]:
+def _kept(setup: Calibration, policy: Policy, progress: Progress) -> tuple[Retention | None, HeadRetention | None]:
     if policy.retention is None:
         return None, None
     longest = setup.max_context
     wanted = QUICK_CONTEXTS if setup.quick else CONTEXTS
     contexts = (*(context for context in wanted if context < longest), longest)
-    captured = [text.captured for text in setup.texts]
-    source = f"measured on {setup.model.name}"
+    texts, source = [text.captured for text in setup.texts], f"measured on {setup.model.name}"
+    generated = QUICK_GENERATED if setup.quick else GENERATED
+    growth = decode_growth(policy, texts, setup.key_means, contexts, generated, progress)
     with torch.inference_mode():
-        measured = retention(policy, captured, contexts, source)
-        means = [_mean_tokens(policy, captured, context) for context in contexts]
-    return measured, HeadRetention(contexts, tuple(means), len(captured))
-
-
-def _mean_tokens(policy: Policy, captured: Sequence[Any], context: int) -> Any:
-    """[layer][KV head][tier] tokens of prompts of that length, over the texts, to a tenth."""
-    kept = torch.stack([kept_tokens(policy, text, context) for text in captured]).double().mean(0)
-    return tuple(tuple(tuple(round(x, 1) for x in head) for head in layer) for layer in kept.tolist())
+        on_host = [text.on_host() for text in texts]
+        measured = retention(policy, on_host, contexts, source)
+        return replace(measured, growth=growth), head_retention(policy, on_host, contexts)

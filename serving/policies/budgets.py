@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, Protocol
 
-from leankv.serving.policies.curves import HeadGroup, LayerBudgets, PromptBudget, Retained, Window
+from leankv.serving.policies.curves import Decoded, HeadGroup, LayerBudgets, PromptBudget, Retained, Window
 from leankv.serving.retention import Retention
 
 HALF_PAGE = 0.5
@@ -225,6 +225,9 @@ class MassTiers(_ReadsAll):
 
 def _retained(heads: int, retention: Retention | None, delay: int) -> tuple[HeadGroup, ...]:
     assert retention is not None, "a rule with thresholds needs a retention"
+    if retention.growth is not None and not delay:
+        decoded = tuple(Decoded(retention.growth, tier) for tier in range(retention.tiers))
+        return (HeadGroup(heads, decoded, retention.slack_pages),)
     curves = tuple(
         Retained(retention, tier, delay, takes_new=delay > 0 and tier == 0) for tier in range(retention.tiers)
     )

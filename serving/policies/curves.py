@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from leankv.serving.decode_growth import DecodeGrowth
 from leankv.serving.retention import Retention
 
 Ints = np.ndarray
@@ -167,6 +168,56 @@ class Retained:
     def breakpoints(self, prompt: int) -> tuple[int, ...]:
         knots = tuple(knot + self.delay for knot in self.retention.contexts if knot > prompt)
         return (prompt + self.delay, *knots) if self.delay else knots
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One tier of a retention that was measured while decoding, too; it knows its pages as well as its tokens."""
+
+    measured: DecodeGrowth
+    tier: int
+
+    @property
+    def follows_context(self) -> bool:
+        return False
+
+    def at(self, prompt: int, context: int) -> float:
+        if context <= self.measured.whole:
+            return 0.0 if self.tier else float(context)
+        return self.measured.at("tokens", self.tier, prompt, context)
+
+    def at_array(self, prompts: Ints, contexts: Ints) -> np.ndarray:
+        held = self.measured.at_array("tokens", self.tier, prompts, contexts)
+        return np.where(contexts <= self.measured.whole, 0.0 if self.tier else contexts, held)
+
+    def growth(self, prompt: int, tokens: int) -> float:
+        return tokens * max(self.measured.steepest("tokens", self.tier), 0.0 if self.tier else 1.0)
+
+    def breakpoints(self, prompt: int) -> tuple[int, ...]:
+        start = max(prompt, self.measured.whole)
+        return tuple(start + generated for generated in self.measured.generated)
+
+    def pages(self, prompt: int, context: int, tokens_per_page: int) -> float:
+        """Mean pages of a head, and never fewer than its tokens fill: beyond what was measured pages must follow."""
+        if context <= self.measured.whole:
+            return 0.0 if self.tier else float(-(-context // tokens_per_page))
+        filled = self.measured.at("tokens", self.tier, prompt, context) / tokens_per_page
+        return max(self.measured.at("pages", self.tier, prompt, context), filled)
+
+    def pages_array(self, prompts: Ints, contexts: Ints, tokens_per_page: int) -> np.ndarray:
+        """`pages` for arrays."""
+        whole = 0.0 if self.tier else -(-contexts // tokens_per_page)
+        filled = self.measured.at_array("tokens", self.tier, prompts, contexts) / tokens_per_page
+        held = np.maximum(self.measured.at_array("pages", self.tier, prompts, contexts), filled)
+        return np.where(contexts <= self.measured.whole, whole, held)
+
+    def pages_growth(self, prompt: int, tokens: int, tokens_per_page: int) -> float:
+        """Upper bound of the mean pages that any `tokens` consecutive generated tokens add, but for rounding."""
+        filled = self.measured.steepest("tokens", self.tier) / tokens_per_page
+        steep = max(self.measured.steepest("pages", self.tier), filled) * tokens
+        if self.tier or prompt >= self.measured.whole:
+            return steep
+        return steep + -(-min(tokens, self.measured.whole) // tokens_per_page)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from leankv.app import found
 from leankv.app.jobkinds import Field, Kind
 
 COLUMNS = 2
-WIDE = ("policies", "trace", "profile")  # these take a row of their own
+WIDE = ("policies", "trace", "profile", "several")  # these take a row of their own
 
 
 def settings(kind: Kind) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def _policies(field: Field, key: str) -> Any:
     from leankv.serving.policies.registry import registry
 
     live = [name for name, policy in registry.items() if policy.live]
-    return st.multiselect(field.label, live, list(field.default), key=key, help=field.help, accept_new_options=True)
+    offered = list(dict.fromkeys([*live, *field.default]))
+    return st.multiselect(field.label, offered, list(field.default), key=key, help=field.help, accept_new_options=True)
 
 
 def _trace(field: Field, key: str) -> Any:
@@ -93,7 +94,8 @@ def _switch(field: Field, key: str) -> Any:
 
 
 def _several(field: Field, key: str) -> Any:
-    return st.pills(field.label, field.options, selection_mode="multi", default=field.default, key=key, help=field.help)
+    options, chosen = field.options, field.default
+    return st.pills(field.label, options, selection_mode="multi", default=chosen, key=key, help=field.help, wrap=True)
 
 
 _WIDGETS: dict[str, Callable[[Field, str], Any]] = {

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]
 
 LIMITS = {
-    "compute": "compute (the GPU's arithmetic)",
+    "compute": "compute (the device's arithmetic)",
     "memory bandwidth": "memory bandwidth (reading weights and KV cache)",
     "KV capacity": "KV capacity (memory for the cache runs out)",
     "batch slots": "batch slots (the most requests that may run at once)",
-    "arrivals": "arrivals (the GPU has time to spare)",
+    "arrivals": "arrivals (the device has time to spare)",
 }
 
 
@@ -149,7 +149,7 @@ def warnings(summaries: Mapping[str, Summary]) -> list[str]:
 STEP_TIMES = {
     "roofline": "projected from the spec sheets of GPU and model",
     "silicon": "from kernels measured on the GPU",
-    "profile": "measured by this project's engine on this GPU and model",
+    "profile": "measured by this project's engine on this device and model",
 }
 
 

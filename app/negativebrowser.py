@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from leankv.serving.negative_samples import Answer, Benign, NegativeSample
     from leankv.serving.quality import Quality
 
-THETAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+THETAS = (2, 5, 10, 20, 30, 50, 70, 90)  # percent
 WIDEST = 3  # answers side by side
 LONGEST = 1200  # characters of a text shown
 BENIGN: dict[str, Benign] = {"at least the mean": "mean", "at least the median": "median"}
@@ -35,17 +35,19 @@ def negative_browser(quality: Quality) -> None:
     )
     wide, left, right = st.columns([3, 2, 2], vertical_alignment="bottom")
     chosen = wide.multiselect("Wrong under every one of", others, others, key="set", bind="query-params") or others
-    theta = left.select_slider(
-        "Theta", THETAS, 0.1, format_func=lambda theta: f"{theta:.0%}", key="theta", help="Loss that counts as wrong."
+    percent = left.select_slider(
+        "Theta (%)", THETAS, 10, key="theta", help="How much of fp16's score must be lost.", bind="query-params"
     )
+    theta = percent / 100
     usual = right.segmented_control(
         "fp16 scores", list(BENIGN), default=next(iter(BENIGN)), key="benign", required=True, bind="query-params"
     )
     benign: Benign = BENIGN.get(usual or "", "mean")
     found = negative_samples(quality.samples, chosen, theta, benign)
+    by_set = counts(quality.samples, chosen, [each / 100 for each in THETAS], benign)
     chart, samples = st.columns([2, 3])
     with chart:
-        show(by_theta(counts(quality.samples, chosen, THETAS, benign), theta, is_dark()), "negatives")
+        show(by_theta(by_set, theta, is_dark()), "negatives")
     with samples:
         _browse(found, len(chosen))
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 TIE = 0.02  # goodputs closer than this share of the best are told apart by latency instead
 
 LOST = 0.5  # the search upwards ends where no policy serves this share in time
-SCALES = (0.125, 32.0)  # of the trace's own rate: the search stays between them
+SCALES = (2.0**-10, 32.0)  # of the trace's own rate: the search stays between them
 STEP = 2**0.5
+STRIDE = 4.0  # downwards, as long as no policy holds
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def next_scale(tried: Mapping[float, Sequence[Outcome]]) -> float | None:
     top, bottom = max(tried), min(tried)
     if any(outcome.holds or outcome.share >= LOST for outcome in tried[top]) and top * STEP <= SCALES[1]:
         return top * STEP
-    if not all(outcome.holds for outcome in tried[bottom]) and bottom / STEP >= SCALES[0]:
-        return bottom / STEP
+    if not all(outcome.holds for outcome in tried[bottom]):
+        below = bottom / (STEP if any(outcome.holds for outcome in tried[bottom]) else STRIDE)
+        if below >= SCALES[0]:
+            return below
     for low, high in pairwise(sorted(tried)):
         crossed = any(a.holds and not b.holds for a, b in zip(tried[low], tried[high], strict=True))
         if crossed and high / low > 1.01 * STEP**0.5:

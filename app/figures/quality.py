@@ -144,7 +144,7 @@ def needles(policy: str, samples: pa.Table, dark: bool = False, height: int = 30
     for row in rows:
         scores.setdefault((row["context_tokens"], row["depth"]), []).append(row["score"])
     cells = [[scores.get((context, depth), []) for context in contexts] for depth in depths]
-    low, high = ("#2A1B10", HUES["sky"][1]) if dark else ("#FBE3D2", "#9CCBEA")
+    low, high = ("#5A2E0C", "#1B5E8F") if dark else ("#FBE3D2", "#9CCBEA")
     figure = blank("Context (tokens)", "Depth", dark, height)
     figure.add_trace(
         go.Heatmap(
@@ -153,6 +153,7 @@ def needles(policy: str, samples: pa.Table, dark: bool = False, height: int = 30
             z=[[float(np.mean(cell)) if cell else None for cell in line] for line in cells],
             text=[[f"{sum(cell):.0f}/{len(cell)}" if cell else "" for cell in line] for line in cells],
             texttemplate="%{text}",
+            textfont={"color": "#FFFFFF" if dark else "#1B2430"},
             colorscale=[[0, low], [1, high]],
             zmin=0,
             zmax=1,
@@ -220,7 +221,7 @@ def kept_by_head(shares: np.ndarray, of: str, dark: bool = False) -> Chart:
             z=100 * shares,
             colorscale=[[0, faded(HUES["blue"][dark], 0.04)], [1, faded(HUES["blue"][dark], 1)]],
             zmin=0,
-            zmax=100,
+            zmax=100 * float(shares.max(initial=0.01)),
             colorbar={"ticksuffix": " %", "thickness": 12},
             xgap=1,
             ygap=1,

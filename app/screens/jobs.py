@@ -61,6 +61,7 @@ def _start(board: Jobs, known: Mapping[str, Kind]) -> None:
         default=next(iter(titled)),
         key="kind",
         required=True,
+        wrap=True,
         label_visibility="collapsed",
         bind="query-params",
     )
@@ -128,7 +129,7 @@ def _ended(board: Jobs, job: Job, kind: Kind, now_s: float) -> None:
     st.code(kind.line(job.params, place), language="bash", wrap_lines=True)
     with st.expander("Log", icon=":material/subject:", expanded=job.state in ("failed", "died")):
         st.code(_log(job, LOG_LINES) or "(empty)", language=None, wrap_lines=True)
-    go_on, remove = st.columns(2)
+    remove, go_on = st.columns(2)
     if job.state != "done" and go_on.button(
         "Go on",
         icon=":material/resume:",

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[str]:
-    """The app's address; its state lies in a folder of its own."""
+def server(tmp_path_factory: pytest.TempPathFactory, repository: Path, made: Any) -> Iterator[str]:
+    """The app's address; its state lies in a folder of its own, with what earlier jobs have left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     state = tmp_path_factory.mktemp("state")
+    results = state / "jobs" / "abcdef123456" / "results"
+    made.validation_folder(results / "validated", ("fp16", "leankv"))
+    made.quality_folder(results / "quality")
+    made.profile_folder(results / "profile")
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
     log = open(state / "server.log", "wb")  # noqa: SIM115 (the server writes it for as long as it lives)
     process = subprocess.Popen(
@@ -100,6 +105,61 @@ def commit(page: playwright.Page, label: str, value: str) -> None:
     field = page.get_by_label(label, exact=True)
     field.fill(value)
     field.press("Enter")
+
+
+def chart(page: playwright.Page, name: str) -> playwright.Locator:
+    """The chart whose description begins so."""
+    return page.get_by_role("figure", name=re.compile(name))
+
+
+def test_a_job_is_followed_over_a_reload_and_cancelled(server: str, page: playwright.Page) -> None:
+    # the first page of a fresh server: a link to any page must work there, too
+    page.goto(f"{server}/jobs?kind=Evaluation")
+    playwright.expect(page.get_by_role("heading", name="Measure on this machine")).to_be_visible()
+    playwright.expect(page.get_by_text(re.compile("leankv evaluate --model smollm2-135m"))).to_be_visible()
+    page.get_by_role("radio", name="Live run").click()
+    page.get_by_role("button", name="Start: live run").click()
+    verdict = page.locator(".st-key-verdict")
+    playwright.expect(verdict).to_contain_text("1 job is running")
+    page.reload()
+    playwright.expect(verdict).to_contain_text("1 job is running")
+    page.get_by_role("button", name="Cancel").click()
+    playwright.expect(verdict).to_contain_text("was cancelled")
+    playwright.expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    assert page.locator('[data-testid="stException"]').count() == 0
+
+
+def test_a_validation_is_read_and_leads_to_its_runs(server: str, page: playwright.Page) -> None:
+    page.goto(f"{server}/validate")
+    playwright.expect(page.locator(".st-key-verdict")).to_contain_text("the simulator is off by")
+    playwright.expect(chart(page, "Simulated against live")).to_be_visible()
+    playwright.expect(chart(page, "Map of relative errors")).to_have_count(2)
+    page.get_by_role("radio", name="knee").click()
+    page.wait_for_url(re.compile("load=knee"))
+    playwright.expect(chart(page, "Map of relative errors")).to_have_count(1)
+    page.get_by_role("link", name="Open the live run of leankv").click()
+    playwright.expect(page.get_by_role("heading", name="One run in depth")).to_be_visible()
+    playwright.expect(page.get_by_text(re.compile("leankv · live"))).to_be_visible()
+
+
+def test_quality_is_read_and_its_samples_are_shown(server: str, page: playwright.Page) -> None:
+    page.goto(f"{server}/quality?set=int4")
+    playwright.expect(page.locator(".st-key-verdict")).to_contain_text("leankv compresses most within 1%")
+    page.get_by_role("radio", name="Needles found").click()
+    playwright.expect(chart(page, "Needles found against physical compression").first).to_be_visible()
+    playwright.expect(page.get_by_text(re.compile("samples fail under it"))).to_be_visible()
+    playwright.expect(page.get_by_text("Right answer")).to_be_visible()
+    playwright.expect(chart(page, "Share of 512 tokens kept")).to_be_visible()
+
+
+def test_a_profile_can_be_compared_with(server: str, page: playwright.Page) -> None:
+    page.goto(f"{server}/?limit=40&rate=0.02")
+    settled(page)
+    page.get_by_role("radio", name="profile").click()
+    page.wait_for_url(re.compile("steptime=profile"))
+    playwright.expect(page.get_by_text(re.compile("on 1 x cpu, 2 threads"))).to_be_visible()
+    playwright.expect(page.locator(".st-key-verdict")).to_contain_text("step times: profile")
+    playwright.expect(page.locator(".st-key-verdict")).to_contain_text("answers: measured")
 
 
 def test_a_visitor_gets_an_answer_and_walks_through_the_pages(

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from leankv.app import jobkinds, jobwords
-from leankv.app.jobkinds import kinds
+from leankv.app.jobkinds import Kind, kinds
 from leankv.app.jobs import Job, Jobs
 
 
@@ -129,3 +129,10 @@ def test_the_table_of_jobs_is_plain(board: Jobs) -> None:
 
 def test_a_log_shows_its_end_without_redrawn_bars() -> None:
     assert jobwords.tail("a\nb\rc\nd\n", 2) == "c\nd"
+
+
+@pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
+def test_every_kind_can_be_asked_for_and_shows_its_command(kind: Kind) -> None:
+    app = opened(kind=kind.title)
+    assert app.code[0].value == kind.line({}, Path("results")) or kind.name == "validate"
+    assert f"Start: {kind.title.lower()}" in labels(app)

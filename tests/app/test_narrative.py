@@ -122,7 +122,9 @@ def fared(knees: dict[str, float], scale: float) -> list[rates.Outcome]:
     return [rates.Outcome(min(1.0, (knee / scale) ** 2), True) for knee in knees.values()]
 
 
-@pytest.mark.parametrize("knees", [{"fp16": 0.7, "leankv": 1.3}, {"fp16": 5.0}, {"a": 0.3, "b": 9.0, "c": 2.0}])
+@pytest.mark.parametrize(
+    "knees", [{"fp16": 0.7, "leankv": 1.3}, {"fp16": 5.0}, {"a": 0.3, "b": 9.0, "c": 2.0}, {"cpu": 0.01}]
+)
 def test_the_sweep_brackets_every_knee_and_ends(knees: dict[str, float]) -> None:
     tried: dict[float, list[rates.Outcome]] = {}
     while (scale := rates.next_scale(tried)) is not None:

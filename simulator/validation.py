@@ -8,7 +8,8 @@ parity: a row a policy, load and metric (`validation_parity.ParityRow`).
 ranking: a row a load and metric (`validation_order.Ranking`), pairs of policies inside.
 compression_helps: a row a policy, load and metric against fp16 (`validation_order.Difference`).
 residuals: by regime (`validation_residuals.Residual`).
-machine: how fast the machine was before and after each live run, as a multiple of the profile's own reference time.
+machine: a row a live run: how long a reference step lasted before and after it, as a multiple of what the profile says
+    of it; the share of the cores that others took meanwhile; whether the run counts.
 summary: medians of the absolute errors, and the targets with whether each holds.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from statistics import median
 from typing import Literal
 
@@ -105,9 +105,10 @@ def _best_first(values: Mapping[str, float | None], by: str) -> tuple[str, ...]:
 def _difference(
     policy: str, other: str, load: str, by: str, simulated: Mapping[str, Summary], live: Mapping[str, Repeats]
 ) -> Difference | None:
-    """None where no repeat has both, or a value is missing."""
-    both = [repeat for repeat in live[policy] if repeat in live[other]]
-    changes = [_change(live[policy][repeat], live[other][repeat], by) for repeat in both]
+    """None where a value is missing. Where no repeat has both, every repeat of one is held against all of the other."""
+    mine, theirs = live[policy], live[other]
+    both = [(mine[repeat], theirs[repeat]) for repeat in mine if repeat in theirs]
+    changes = [_change(*pair, by) for pair in both or product(mine.values(), theirs.values())]
     predicted = _change(simulated[policy], simulated[other], by)
     known = [change for change in changes if change is not None]
     if predicted is None or not known:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from leankv.serving.policies.base import Policy
 
 SIMULATED = "simulated"
+DISTURBED = 0.15
+"""A live run beside which others took more than this share of the cores does not count where another repeat does."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class LiveRun:
     repeat: int
 
 
-def in_turns(loads: Sequence[str], policies: Sequence[Policy], repeats: int) -> Iterator[LiveRun]:
-    """Every run once, repeat by repeat, each time with another policy first: a machine that drifts favours none."""
-    for repeat in range(repeats):
-        for number, load in enumerate(loads):
+def in_turns(repeats: Mapping[str, int], policies: Sequence[Policy]) -> Iterator[LiveRun]:
+    """Every run once, repeat by repeat, each time with another policy first: a machine that drifts favours none.
+
+    repeats: by load.
+    """
+    for repeat in range(max(repeats.values())):
+        for number, load in enumerate(repeats):
             first = (repeat + number) % len(policies)
-            for policy in (*policies[first:], *policies[:first]):
+            for policy in (*policies[first:], *policies[:first]) if repeat < repeats[load] else ():
                 yield LiveRun(load, policy, repeat)
 
 
@@ -74,6 +79,12 @@ class Folders:
         return self.root / load / policy.replace(":", "-").replace(",", "-").replace("=", "") / name
 
 
+def undisturbed(runs: Mapping[int, Run]) -> Mapping[int, Run]:
+    """The repeats that others left alone; all of them where there is none such."""
+    calm = {repeat: run for repeat, run in runs.items() if (run.summary["machine"]["others"] or 0.0) <= DISTURBED}
+    return calm or runs
+
+
 @dataclass
 class Results:
     """What has been simulated and measured so far, by (load, policy)."""
@@ -81,24 +92,32 @@ class Results:
     simulated: dict[tuple[str, str], Run]
     live: dict[tuple[str, str], dict[int, Run]]
 
+    def expected_s(self, load: str) -> float:
+        """How long one run of each policy should take."""
+        return sum(run.summary["duration_s"] for (at, _), run in self.simulated.items() if at == load)
+
     def add(self, run: LiveRun, made: Run) -> None:
         self.live.setdefault((run.load, run.policy.name), {})[run.repeat] = made
 
+    def repeats(self, load: str) -> int:
+        """Live runs of the policy that has most of them."""
+        return max((len(runs) for (at, _), runs in self.live.items() if at == load), default=0)
+
     def cases(self) -> list[Case]:
-        """Those that ran live, in the order of the simulated ones."""
+        """Those that ran live, in the order of the simulated ones; of disturbed runs as few as can be."""
         return [
-            Case(policy, load, run, self.live[load, policy])
+            Case(policy, load, run, undisturbed(self.live[load, policy]))
             for (load, policy), run in self.simulated.items()
             if (load, policy) in self.live
         ]
 
     def machine(self) -> list[dict[str, Any]]:
-        """The machine's speed around each live run, see `leankv.simulator.validation`."""
+        """The machine around each live run, see `leankv.simulator.validation`."""
         return [
-            {"load": load, "policy": policy, "repeat": repeat, **run.summary["machine"]}
+            {"load": load, "policy": policy, "repeat": repeat, **run.summary["machine"], "counts": repeat in calm}
             for (load, policy), runs in self.live.items()
+            for calm in [undisturbed(runs)]
             for repeat, run in runs.items()
-            if run.summary.get("machine")
         ]
 
     def as_json(self) -> list[dict[str, Any]]:

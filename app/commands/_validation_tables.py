@@ -90,13 +90,21 @@ def _signs(validation: Validation) -> list[str]:
 
 
 def _machine(validation: Validation) -> list[str]:
-    speeds = [each[when] for each in validation.machine for when in ("before", "after") if each.get(when)]
-    if not speeds:
-        return []
-    return [
-        f"machine: a reference step took {min(speeds):.2f} to {max(speeds):.2f} times as long as when the profile was "
-        "measured (nothing is corrected for it)"
-    ]
+    speeds = [each[when] for each in validation.machine for when in ("before", "after") if each[when]]
+    shares = [each["others"] for each in validation.machine if each["others"] is not None]
+    left_out = sum(not each["counts"] for each in validation.machine)
+    lines = []
+    if speeds:
+        lines.append(
+            f"machine: a reference step took {min(speeds):.2f} to {max(speeds):.2f} times as long as the profile says "
+            "(nothing is corrected for it)"
+        )
+    if shares:
+        lines.append(
+            f"others took {_share(min(shares))} to {_share(max(shares))} of the cores during the live runs; "
+            f"{left_out} of {len(validation.machine)} runs are left out for it"
+        )
+    return lines
 
 
 def _target(target: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from leankv.app.commands._deployment import Gib, Policies, Slo, parse_slo
 from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
 from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
-from leankv.app.commands.traces import File, Requests, Text
+from leankv.app.commands.traces import Count, File, Requests, Text
 
 if TYPE_CHECKING:
     from leankv.app.commands._validation_plan import Plan
@@ -33,6 +33,8 @@ The simulator sees the trace and the profile (`leankv calibrate` measures one), 
 found by the simulator: knee, the highest rate served in time, half of it (low), half as much again (overload). A run's
 folder is written as soon as it is finished; with the same settings and --output-dir, a later call goes on after it.
 """
+REPEATS, LOAD_S = 3, 540.0
+"""Repeats, and the seconds that those of one load may take together, where nothing else is asked."""
 Loads = Annotated[
     tuple[Literal["low", "knee", "overload"], ...],
     tyro.conf.UseAppendAction,
@@ -57,8 +59,9 @@ class Validate:
     leankv."""
     load: Loads = ()
     """low, knee or overload, repeatable; default: all three."""
-    repeats: int = 3
-    """Live runs of each policy and load; their median is compared, their spread shown."""
+    repeats: Count = None
+    """Live runs of each policy and load; their median is compared, their spread shown. Default: 3, or as many as fit
+    into ten minutes a load."""
     knee: Scale = None
     """Rate scale of the knee, where it is known; default: found with the simulator, under fp16 or the first policy."""
     kv_memory_gib: Gib = None
@@ -110,7 +113,7 @@ def _check(command: Validate) -> None:
         raise InputError("--profile is missing: name the folder that leankv calibrate wrote here, or give --calibrate")
     if command.calibrate and (command.profile is not None or command.output_dir is None):
         raise InputError("--calibrate makes a profile in --output-dir: name that folder, and no --profile")
-    if command.repeats < 1:
+    if command.repeats is not None and command.repeats < 1:
         raise InputError(f"--repeats {command.repeats}: give at least 1")
     if command.knee is not None and not command.knee > 0:
         raise InputError(f"--knee {command.knee:g} is no rate scale; give a number above 0")
@@ -133,7 +136,8 @@ def _measure(plan: Plan, results: Results) -> None:
     """Run live, in turns, what an earlier call has not; the bar's time left follows the simulated durations."""
     from leankv.app.commands._validation_runs import in_turns
 
-    runs = list(in_turns([load.name for load in plan.loads], plan.policies, plan.command.repeats))
+    repeats = {load.name: plan.command.repeats or _repeats(results.expected_s(load.name)) for load in plan.loads}
+    runs = list(in_turns(repeats, plan.policies))
     lasting = [results.simulated[run.load, run.policy.name].summary["duration_s"] for run in runs]
     with progress_bar(f"{len(runs)} live runs") as report:
         for number, (run, expected_s) in enumerate(zip(runs, lasting, strict=True)):
@@ -142,28 +146,34 @@ def _measure(plan: Plan, results: Results) -> None:
             def partly(share: float, before_s: float = before_s, expected_s: float = expected_s) -> None:
                 report((before_s + share * expected_s) / sum(lasting))
 
-            results.add(run, _live(plan, run, partly))
+            made = _live(plan, run, partly)
+            results.add(run, made)
             partly(1.0)
+            told = f"{made.summary['duration_s']:.1f} s, {made.summary['preemptions']} preemptions"
+            print(f"{run.load}, {run.policy.name}, repeat {run.repeat + 1} of {repeats[run.load]}: {told}", flush=True)
+
+
+def _repeats(round_s: float) -> int:
+    """As many as the time of one load allows, where a run of each policy takes `round_s`."""
+    return max(1, min(REPEATS, int(LOAD_S / (round_s + 1e-9))))
 
 
 def _live(plan: Plan, run: LiveRun, report: Callable[[float], None]) -> Run:
     """One live run, by the path of `leankv run`: traced lengths to the token, the machine's speed around it."""
     from leankv.backend.live_request import Sampling
     from leankv.backend.live_run import run_live
+    from leankv.backend.neighbours import Neighbours
 
     setup, trace = plan.setup, plan.traces[run.load]
     sampling = Sampling(seed=plan.command.trace.seed, ignore_eos=True)
     config = setup.config(run.policy, plan.limits, sampling, parse_slo(plan.command.slo))
     found = plan.folders.kept(run, config.as_dict(trace))
     if found is None:
-        before = machine_speed(setup.loaded, plan.profile)
+        before, others = machine_speed(setup.loaded, plan.profile), Neighbours()
         made = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
-        machine = {"before": before, "after": machine_speed(setup.loaded, plan.profile)}
+        machine = {"others": others.share(), "before": before, "after": machine_speed(setup.loaded, plan.profile)}
         found = replace(made, summary={**made.summary, "machine": machine})
         plan.folders.save_live(run, found)
-    summary = found.summary
-    told = f"{summary['duration_s']:.1f} s, {summary['preemptions']} preemptions"
-    print(f"{run.load}, {run.policy.name}, repeat {run.repeat + 1} of {plan.command.repeats}: {told}", flush=True)
     return found
 
 
@@ -189,7 +199,7 @@ def _finish(plan: Plan, results: Results) -> None:
     from leankv.simulator.validation import save_validation, validated
 
     loads = {load.name: load.as_dict() for load in plan.loads}
-    validation = validated(_conditions(plan), loads, results.cases(), results.machine())
+    validation = validated(_conditions(plan, results), loads, results.cases(), results.machine())
     if plan.command.output_dir is not None:
         save_validation(validation, plan.command.output_dir / "validation.json")
     if plan.command.json is not None:
@@ -199,7 +209,7 @@ def _finish(plan: Plan, results: Results) -> None:
     print_validation(validation)
 
 
-def _conditions(plan: Plan) -> dict[str, Any]:
+def _conditions(plan: Plan, results: Results) -> dict[str, Any]:
     """What was asked, of whom, and which profile predicted it."""
     from leankv.backend.reference import versions
 
@@ -209,7 +219,7 @@ def _conditions(plan: Plan) -> dict[str, Any]:
         "model": asdict(plan.setup.model),
         "trace": {"name": trace.name, "requests": len(trace), **trace.provenance},
         "policies": [policy.name for policy in plan.policies],
-        "repeats": plan.command.repeats,
+        "repeats": {load.name: results.repeats(load.name) for load in plan.loads},
         **asdict(plan.limits),
         "kv_memory_bytes": plan.setup.kv_memory_bytes,
         "versions": versions(),

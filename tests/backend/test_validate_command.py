@@ -17,9 +17,9 @@ import pytest
 
 from leankv.app import cli
 from leankv.app.commands import validate
-from leankv.app.commands._validation_runs import in_turns
+from leankv.app.commands._validation_runs import in_turns, undisturbed
 from leankv.serving.policies.registry import policy_named
-from leankv.serving.runs import load_run
+from leankv.serving.runs import Run, load_run
 from leankv.simulator.validation import load_validation
 
 from .tiny_folder import save_made_up_profile, save_tiny_model
@@ -61,13 +61,15 @@ def test_every_policy_runs_live_and_simulated_and_is_compared(validated: Path) -
     assert folders == {f"knee/{p}/{run}" for p in ("fp16", "leankv") for run in ("simulated", "live-1", "live-2")}
     read = load_validation(validated / "validation.json")
     assert {(row.policy, row.load) for row in read.parity} == {("fp16", "knee"), ("leankv", "knee")}
-    assert all(row.repeats == 2 for row in read.parity) and len(read.parity) == 42
+    assert len(read.parity) == 42
     asked = read.conditions
-    assert asked["device"]["backend"] == "cpu" and asked["trace"]["requests"] == 8 and asked["repeats"] == 2
+    assert asked["device"]["backend"] == "cpu" and asked["trace"]["requests"] == 8 and asked["repeats"] == {"knee": 2}
     assert len(asked["profile"]["contents"]) == 16 and set(asked["versions"]) == {"python", "torch", "transformers"}
     assert [each["policy"] for each in read.compression_helps] == ["leankv", "leankv"]
     assert {each["by"] for each in read.ranking} == {"output_throughput", "mean_e2el_ms"}
     assert len(read.machine) == 4 and all(each["before"] > 0 and each["after"] > 0 for each in read.machine)
+    counting = [each["policy"] for each in read.machine if each["counts"]]
+    assert all(row.repeats == counting.count(row.policy) for row in read.parity)
 
 
 def test_both_worlds_serve_the_same_requests_to_the_token(validated: Path) -> None:
@@ -187,12 +189,26 @@ def test_without_a_profile_it_says_how_to_get_one(place: Path, capsys: pytest.Ca
     assert "leankv calibrate" in capsys.readouterr().err
 
 
+def test_disturbed_repeats_count_only_where_there_is_no_other() -> None:
+    def disturbed(*shares: float | None) -> list[int]:
+        runs = {i: Run("live", {}, {"machine": {"others": each}}, None, None, None) for i, each in enumerate(shares)}
+        return list(undisturbed(runs))
+
+    assert disturbed(0.02, 0.5, 0.1) == [0, 2]
+    assert disturbed(0.4, 0.5) == [0, 1]
+    assert disturbed(None, 0.5) == [0]
+
+
 def test_each_repeat_begins_with_another_policy() -> None:
     policies = [policy_named(name) for name in ("fp16", "int8", "leankv")]
-    runs = list(in_turns(("low", "knee"), policies, 3))
-    assert len({(run.load, run.policy.name, run.repeat) for run in runs}) == len(runs) == 18
+    runs = list(in_turns({"low": 2, "knee": 3}, policies))
+    assert len({(run.load, run.policy.name, run.repeat) for run in runs}) == len(runs) == 15
     firsts = [(run.repeat, run.load, run.policy.name) for run in runs[::3]]
     assert firsts == [
-        (0, "low", "fp16"), (0, "knee", "int8"), (1, "low", "int8"),
-        (1, "knee", "leankv"), (2, "low", "leankv"), (2, "knee", "fp16"),
+        (0, "low", "fp16"), (0, "knee", "int8"), (1, "low", "int8"), (1, "knee", "leankv"), (2, "knee", "fp16"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("round_s", "repeats"), [(0.0, 3), (100.0, 3), (200.0, 2), (300.0, 1), (2000.0, 1)])
+def test_repeats_fit_into_the_time_of_a_load(round_s: float, repeats: int) -> None:
+    assert validate._repeats(round_s) == repeats

@@ -139,6 +139,14 @@ def test_drift_of_the_machine_falls_on_all_alike() -> None:
     assert outcome({"fp16": 100.0, "int8": 95.0}, live) == (True, {"right"})
 
 
+def test_repeats_without_partners_are_held_against_all_of_the_other() -> None:
+    live = by_e2e(fp16=[100.0, 110.0], int8=[50.0])
+    live["int8"] = {5: summary(mean_e2el_ms=88.0), 6: summary(mean_e2el_ms=99.0)}
+    (pair,) = rankings("knee", {"fp16": summary(), "int8": summary(mean_e2el_ms=90.0)}, live)[1].pairs
+    assert (pair.live_low, pair.live_high) == (pytest.approx(100 / 99 - 1), pytest.approx(110 / 88 - 1))
+    assert pair.better == "int8" and pair.outcome == "right"
+
+
 def test_the_sign_against_fp16_by_either_metric() -> None:
     live = by_e2e(fp16=[100.0], leankv=[150.0], int8=[70.0])
     for repeats in live.values():
@@ -196,7 +204,7 @@ def test_every_regime_shows_the_error_of_its_steps_and_requests(run: Run) -> Non
 def test_a_validation_reads_back_as_it_was_written(run: Run, tmp_path: Path) -> None:
     cases = [case(run, "fp16", [1.0, 1.25]), case(run, "leankv", [1.08, 1.08])]
     loads = {"knee": {"rate_scale": 2.0, "offered_rps": 4.0}}
-    machine = [{"policy": "fp16", "load": "knee", "repeat": 0, "before": 1.0, "after": None}]
+    machine = [{"policy": "fp16", "load": "knee", "repeat": 0, "before": 1.0, "after": None, "others": None}]
     made = validated(CONDITIONS, loads, cases, machine)
     save_validation(made, tmp_path / "validation.json")
     read = load_validation(tmp_path / "validation.json")

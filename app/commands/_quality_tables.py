@@ -1,0 +1,101 @@
+"""What policies cost in answers, as tables in the terminal: a row a policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from leankv.serving.quality_scores import Interval, Score
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leankv.serving.quality import PolicyQuality, Quality
+
+WIDTH = 200
+Cell = Callable[["PolicyQuality"], str]
+NONE = "-"
+
+
+def print_quality(quality: Quality) -> None:
+    """Two tables on standard output: text and compression, then tasks and lengths."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(f"{quality.model.name} on {quality.device['name']}, {quality.dtype}, preset {quality.preset}")
+    for columns in (_text_columns(), _task_columns()):
+        _print(console, quality, columns)
+    console.print(
+        "\\[ ]: 95 % bootstrap over samples; differences are to fp16 on the same samples. Ratios: FP16 bytes over "
+        "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end."
+    )
+
+
+def _print(console: Console, quality: Quality, columns: tuple[tuple[str, Cell], ...]) -> None:
+    from rich.table import Table
+
+    shown = [(title, cell) for title, cell in columns if any(cell(each) != NONE for each in quality.policies.values())]
+    if not shown:
+        return
+    table = Table("policy", box=None, pad_edge=False)
+    for title, _ in shown:
+        table.add_column(title, justify="right")
+    for name, policy in quality.policies.items():
+        table.add_row(name, *(cell(policy) for _, cell in shown))
+    console.print(table)
+    console.print()
+
+
+def _text_columns() -> tuple[tuple[str, Cell], ...]:
+    return (
+        ("nominal x", lambda policy: f"{policy.nominal_ratio:.2f}"),
+        ("physical x", lambda policy: f"{policy.physical_ratio:.2f}"),
+        ("perplexity", _value("perplexity", "{:,.2f}")),
+        ("", _interval("perplexity", "{:,.2f}")),
+        ("to fp16", _difference("perplexity", "{:+.2%}")),
+        ("agreement", _value("agreement", "{:.1%}")),
+        ("KL, nats", _value("kl_nats", "{:.4f}")),
+    )
+
+
+def _task_columns() -> tuple[tuple[str, Cell], ...]:
+    return (
+        ("needle", _value("needle", "{:.0%}")),
+        ("", _interval("needle", "{:.0%}")),
+        ("nats", _value("needle_log_probability_nats", "{:.2f}")),
+        ("choice", _value("choice", "{:.0%}")),
+        ("nats", _value("choice_log_probability_nats", "{:.2f}")),
+        ("agreement", _value("choice_agreement", "{:.0%}")),
+        ("answers", _value("answers", "{:.0%}")),
+        ("", _interval("answers", "{:.0%}")),
+        ("mean tokens", _lengths("mean_tokens", "{:.1f}")),
+        ("grown by half", _lengths("grown_by_half", "{:.0%}")),
+        ("cut off", _lengths("unfinished", "{:.0%}")),
+    )
+
+
+def _value(metric: str, form: str) -> Cell:
+    return lambda policy: form.format(found.value) if (found := policy.scores.get(metric)) else NONE
+
+
+def _interval(metric: str, form: str) -> Cell:
+    return lambda policy: _bounds(found.interval, form) if (found := policy.scores.get(metric)) else NONE
+
+
+def _difference(metric: str, form: str) -> Cell:
+    def shown(policy: PolicyQuality) -> str:
+        found: Score | None = policy.scores.get(metric)
+        if found is None or found.difference is None:
+            return NONE
+        return f"{form.format(found.difference)} {_bounds(found.difference_interval, form)}"
+
+    return shown
+
+
+def _lengths(name: str, form: str) -> Cell:
+    return lambda policy: NONE if policy.output_lengths is None else form.format(getattr(policy.output_lengths, name))
+
+
+def _bounds(interval: Interval | None, form: str) -> str:
+    return NONE if interval is None else f"\\[{form.format(interval[0])}, {form.format(interval[1])}]"

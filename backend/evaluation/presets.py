@@ -1,0 +1,72 @@
+"""How much is evaluated: `quick` in minutes on two cores with a small model, `full` for figures to quote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leankv.backend.evaluation.answers import Answers
+from leankv.backend.evaluation.choice import Choice
+from leankv.backend.evaluation.items import Task
+from leankv.backend.evaluation.needle import Needle
+from leankv.backend.evaluation.perplexity import Perplexity
+from leankv.backend.texts import Text, essays, read_texts
+from leankv.serving.errors import InputError
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """windows of prefix + 1 + scored tokens; needles by context, depth and repeat; questions; answers of each kind."""
+
+    windows: int
+    prefix: int
+    scored: int
+    contexts: tuple[int, ...]
+    depths: tuple[float, ...]
+    repeats: int
+    questions: int
+    each: int
+    cap: int
+
+
+PRESETS: Mapping[str, Amounts] = {
+    "quick": Amounts(16, 512, 64, (512, 1024), (0.1, 0.5, 0.9), 2, 16, 8, 64),
+    "full": Amounts(40, 1024, 64, (512, 1024, 2048), (0.0, 0.25, 0.5, 0.75, 1.0), 4, 64, 32, 160),
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files in place of what is packaged or made: texts for windows, MMLU's archive, GSM8K's problems."""
+
+    texts: Sequence[Path] = ()
+    mmlu: Path | None = None
+    gsm8k: Path | None = None
+
+
+def changed(preset: str, windows: int | None, prefix: int | None, scored: int | None) -> Amounts:
+    """A preset with the changes that are not None. Raises InputError for one below 1."""
+    amounts = PRESETS[preset]
+    for name, value in (("windows", windows), ("prefix", prefix), ("scored", scored)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}: give at least 1")
+    return replace(
+        amounts,
+        windows=windows or amounts.windows,
+        prefix=prefix or amounts.prefix,
+        scored=scored or amounts.scored,
+    )
+
+
+def tasks_of(amounts: Amounts, names: Sequence[str], sources: Sources, seed: int) -> list[Task]:
+    """The tasks of these names, in the order of TASKS. Raises InputError for texts that are missing."""
+    hay = essays()
+    texts: Sequence[Text] = read_texts(sources.texts) if sources.texts else hay
+    every: list[Task] = [
+        Perplexity(texts, amounts.windows, amounts.prefix, amounts.scored),
+        Needle(hay, amounts.contexts, amounts.depths, amounts.repeats, seed),
+        Choice(amounts.questions, mmlu=sources.mmlu, seed=seed),
+        Answers(hay, amounts.each, amounts.cap, gsm8k=sources.gsm8k, seed=seed),
+    ]
+    return [task for task in every if task.name in names] if names else every

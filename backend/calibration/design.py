@@ -14,8 +14,10 @@ from leankv.backend.calibration.rig import OUTPUT, REST, ChunkSpec
 
 SCALES = (0.03, 0.1, 0.35, 0.85)
 QUICK_SCALES = (0.1, 0.5)
-SIZES = (1, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
+AFTER_A_CONTEXT = ((0.1, 0.2, True), (0.4, 0.4, False), (0.1, 0.7, False), (0.25, 0.7, True), (0.03, 0.1, True))
+"""Shares of the largest chunk and of the longest context, and whether the prompt ends with it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     scales = QUICK_SCALES if quick else SCALES
     scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    return Grid((Scene((), prompts), *scenes), 1 if quick else 2, 2 if quick else 3)
+    return Grid((Scene((), prompts), *scenes), rounds=1 if quick else 2, repeats=2)
 
 
 def _scene(
@@ -72,16 +74,14 @@ def _scene(
     points = []
     for place, batch in enumerate(batches):
         points.append(PointSpec(next(numbers), batch))
-        if place % 2 == 0 and batch < max_num_seqs:
+        if place % 2:
             points.append(PointSpec(next(numbers), batch, (_beside(draw, batch, max_tokens, longest),)))
     return Scene(contexts, tuple(points))
 
 
 def _batches(most: int) -> list[int]:
-    """Powers of two and halfway between them, from the most down to 1."""
-    powers = [1 << power for power in range(most.bit_length())]
-    sizes = {most, *(size for power in powers for size in (power, 3 * power // 2) if 0 < size <= most)}
-    return sorted(sizes, reverse=True)
+    """The most, and powers of two below it down to 1."""
+    return sorted({most, *(1 << power for power in range(most.bit_length()))}, reverse=True)
 
 
 def _beside(draw: Random, batch: int, max_tokens: int, longest: int) -> ChunkSpec:
@@ -103,8 +103,7 @@ def _prompts(
         size = round(share * min(max_tokens, longest))
         if size and together <= max_num_seqs and size * together <= max_tokens:
             yield PointSpec(next(numbers), 0, (ChunkSpec(0, size),) * together)
-    for share, before in ((0.1, 0.2), (0.4, 0.4), (0.1, 0.7), (0.25, 0.7), (0.03, 0.1)):
+    for share, before, last in AFTER_A_CONTEXT:
         size, context = round(share * min(max_tokens, longest)), round(before * longest)
         if size and size + context <= longest:
-            for last in (True, False):
-                yield PointSpec(next(numbers), 0, (ChunkSpec(context, size, last),))
+            yield PointSpec(next(numbers), 0, (ChunkSpec(context, size, last),))

@@ -47,7 +47,7 @@ def measure_policy(setup: Calibration, policy: Policy, progress: Progress) -> Me
         setup.texts,
         setup.key_means,
     )
-    reference = Reference(setup.loaded.model.device)
+    reference = Reference(setup.loaded.model)
     steps = time_steps(rig, setup.grid, reference, lambda share: progress(STEPS_SHARE * share))
     memory = _memory(setup, policy, rig)
     kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))

@@ -9,34 +9,41 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 LIMIT = 1.25
 """A step counts if the work before and after it took at most so many times its best."""
 QUIET, TOO_NOISY = 0.9, 0.6
 """Shares of the steps that count: above the first a machine was quiet, below the second too noisy."""
-SIDE = 384
-ROUNDS = 24
+ROWS = 4
+LEAST, MOST = 1 << 12, 1 << 23
+"""Elements of a matrix, and of all together."""
 
 
 class Reference:
-    """Products of small matrices: a few milliseconds on two cores, on all threads that the engine uses."""
+    """Products of a few rows with the model's own first matrices: a short step's reads, threads and launches."""
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        side = SIDE if self.device.type == "cpu" else 4096
-        self.matrix = torch.full((side, side), 1e-3, device=self.device)
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        taken = 0
+        for matrix in model.parameters():
+            if matrix.ndim == 2 and matrix.numel() >= LEAST and taken + matrix.numel() <= MOST:
+                taken += matrix.numel()
+                rows = torch.full((ROWS, matrix.shape[1]), 1e-3, dtype=matrix.dtype, device=matrix.device)
+                self.pairs.append((rows, matrix.detach()))
+        assert self.pairs, "a model has matrices"
 
     @torch.inference_mode()
     def seconds(self) -> float:
         self._wait()
         began = time.perf_counter()
-        for _ in range(ROUNDS):
-            torch.mm(self.matrix, self.matrix)
+        for rows, matrix in self.pairs:
+            torch.nn.functional.linear(rows, matrix)
         self._wait()
         return time.perf_counter() - began
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
+        if self.pairs[0][0].is_cuda:
             torch.cuda.synchronize()
 
 

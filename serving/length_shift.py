@@ -1,8 +1,8 @@
 """How much longer outputs get under a policy: the same prompts, answered until the text ends by itself.
 
-D = (L_fp16 - L_policy) / L_fp16 by prompt, as in Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000,
-section 4.3): negative where the output grew, -0.5 where it grew by half. A prompt whose fp16 output ran into the cap
-has no known length and is left out; where the policy's did, the cap counts, so growth is understated.
+D = (L_fp16 - L_policy) / L_fp16 by prompt, as in Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000):
+negative where the output grew, -0.5 where it grew by half. A prompt whose fp16 output ran into the cap has no known
+length and is left out; where the policy's did, the cap counts, so growth is understated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Samples that every policy of a set gets wrong though fp16 gets them right, while averages look fine.
 
-The negative-sample evaluator of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000, section 4.4): a sample
+The negative-sample evaluator of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000): a sample
 is benign if the baseline's score on it is at least its mean over the task, and negative if besides every policy's
 score is below (1 - theta) of the baseline's. Departure: the median may take the mean's place.
 """

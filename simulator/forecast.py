@@ -1,6 +1,6 @@
 """What a router may predict of a request on one replica: how long its answer gets, and how fast its tokens come.
 
-The throughput and length predictors of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000, section 5), as
+The throughput and length predictors of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000), as
 one sees them from outside: right on average, with a stated error. Departures: the paper's throughput predictor is
 fitted to profiled runs, here it is the simulator's own step-time model; its length predictor reads prompts, a trace has
 none, so predictions are the true lengths times a random error; and what a replica holds already counts in both.

@@ -1,6 +1,6 @@
 """Which replica takes the next request.
 
-The three routers by prediction are those of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000, section 5),
+The three routers by prediction are those of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000),
 for replicas that serve different policies: by throughput (where tokens are predicted to come fastest), by length (where
 the fewest tokens are predicted outstanding, the request's own answer under that policy included) and by both (where the
 request is predicted to finish first). `forecast.py` says what is predicted, and where that departs from the paper.

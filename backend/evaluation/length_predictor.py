@@ -1,6 +1,6 @@
 """Output lengths predicted from prompts, policy by policy: the length predictor of Rethinking KV Cache Compression.
 
-Departure from the paper (MLSys 2025, arXiv 2503.24000, section 5), which tunes a language model on thousands of
+Departure from the paper (MLSys 2025, arXiv 2503.24000), which tunes a language model on thousands of
 prompts: a forest over simple features of the text, since an evaluation has a hundred. Beside it stand two plain
 guesses, the median of the policy's other outputs and that median by kind of question.
 """

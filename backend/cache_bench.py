@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leankv.backend.cache_report import QUICK_GRID, HeadFigures, Progress, exact_outputs, measure, settings
+from leankv.backend.cache_report import GRID, QUICK, HeadFigures, Progress, exact_outputs, measure, settings
 from leankv.backend.capture import Captured, capture, mean_keys
 from leankv.backend.retention_report import CONTEXTS, retention
 from leankv.backend.texts import essays, read_texts, windows
@@ -21,7 +21,10 @@ SCORE_DRIVEN = ("leankv", "leankv-r")
 
 @dataclass
 class CacheBench:
-    """One run of the command. `grid`: None for the default; `only`: labels of the lines wanted, empty for all.
+    """One run of the command.
+
+    grid: None for the default. full: all lines, not the quick ones and those of a grid or policy that was asked for.
+    only: labels of the lines wanted instead, empty for those.
 
     Raises InputError for unknown policies and lines.
     """
@@ -32,17 +35,20 @@ class CacheBench:
     grid: Sequence[tuple[float, float]] | None
     policies: Sequence[str]
     only: Sequence[str]
+    full: bool = True
     captured: list[Captured] = field(default_factory=list)
     prompt: int = 0
     loaded: Loaded | None = None
 
     def __post_init__(self) -> None:
-        every = settings(QUICK_GRID if self.grid is None else self.grid, self.policies)
+        every = settings(GRID if self.grid is None else self.grid, self.policies)
         known = [line.label for line in every]
+        usual = {line.label for line in settings(GRID if self.grid is None else ())} - set(self.policies)
         for label in self.only:
             if label not in known:
                 raise unknown_name("line", label, known)
-        self.settings = [line for line in every if not self.only or line.label in self.only]
+        wanted = self.only or [label for label in known if self.full or label in QUICK or label not in usual]
+        self.settings = [line for line in every if line.label in wanted]
 
     @property
     def labels(self) -> list[str]:

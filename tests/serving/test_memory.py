@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.serving.made_growth import measured_leankv
 
 from leankv.serving.memory import MemoryModel
 from leankv.serving.models import model_named
@@ -13,9 +14,10 @@ from leankv.serving.policies.registry import policy_named, registry
 MODELS = {name: model_named(name) for name in ("llama-3.1-8b", "smollm2-135m", "qwen2.5-7b")}
 SPECS = [*registry, "kivi:bits=4,residual=33", "leankv:alpha_low=0,alpha_high=3", "leankv-r:recompress_every=7"]
 PLAIN = ("fp16", "fp8", "int8", "int4")
+POLICIES = [*map(policy_named, SPECS), measured_leankv()]
 memories = st.builds(
-    lambda spec, model, tp, chunked: MemoryModel(policy_named(spec), MODELS[model], tp, chunked),
-    st.sampled_from(SPECS),
+    lambda policy, model, tp, chunked: MemoryModel(policy, MODELS[model], tp, chunked),
+    st.sampled_from(POLICIES),
     st.sampled_from(sorted(MODELS)),
     st.just(1),
     st.booleans(),

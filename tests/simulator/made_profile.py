@@ -1,9 +1,10 @@
 """A profile made by hand, of SmolLM2 on two cores, for tests that need one without measuring."""
 
+from tests.serving.made_growth import measured_leankv
+
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import PolicyProfile, Profile
-from leankv.serving.retention import Retention
 from leankv.serving.step_fit import StepFit
 
 DEVICE = {"name": "cpu, 2 threads", "backend": "cpu", "threads": 2, "dtype": "float32", "memory_bytes": 1 << 33}
@@ -21,7 +22,8 @@ FIT = StepFit(
     prompt_s=4e-3,
     prompt_token_s=2e-5,
 )
-KEPT = Retention((0, 100, 2000), ((0.0, 0.0), (60.0, 10.0), (300.0, 500.0)), 0.1, "measured on smollm2-135m", 0.7)
+KEPT = measured_leankv().retention
+assert KEPT is not None
 
 
 def made_profile(*policies: str) -> Profile:

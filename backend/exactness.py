@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from leankv.backend.cache_plan import CacheShape
 from leankv.backend.engine import Engine
@@ -32,15 +33,22 @@ class Compared:
 
 def reference(loaded: Loaded, prompt: Sequence[int], output: int) -> list[int]:
     """`output` greedy tokens of `generate`, through transformers' own attention and cache."""
+    return greedy(loaded, prompt, output)[0]
+
+
+def greedy(loaded: Loaded, prompt: Sequence[int], output: int) -> tuple[list[int], Tensor]:
+    """The tokens of `reference`, and the logits float32 [output, vocab] that chose them, on the CPU."""
     from transformers import GenerationConfig
 
     loaded.model.set_attn_implementation("sdpa")
     ids = torch.tensor([list(prompt)], device=loaded.model.device)
     # Text ends at a token that there is not; None would mean the model's own.
     never = int(loaded.text_config.vocab_size)
-    settings = GenerationConfig(max_new_tokens=output, do_sample=False, eos_token_id=never, pad_token_id=0)
+    shown = {"return_dict_in_generate": True, "output_logits": True}
+    settings = GenerationConfig(max_new_tokens=output, do_sample=False, eos_token_id=never, pad_token_id=0, **shown)
     found = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return [int(token) for token in found[0, len(prompt) :]]
+    tokens = [int(token) for token in found.sequences[0, len(prompt) :]]
+    return tokens, torch.cat(found.logits).float().cpu()
 
 
 def compare(loaded: Loaded, prompts: Sequence[Sequence[int]], output: int) -> Iterator[Compared]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from leankv.backend.cache_plan import CacheShape
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.weights import Loaded
@@ -36,20 +35,25 @@ def decode_steps_s(
     return lasting
 
 
+def room_for(loaded: Loaded, policy: Policy, requests: int, longest: int) -> int:
+    """Bytes of a pool in which so many requests of up to `longest` tokens run at once, with room to spare."""
+    rows = loaded.layers * loaded.kv_heads
+    a_page = page_bytes_of([policy], loaded.head_dim)
+    formats = (FP16, *(tier.format for tier in policy.tiers))
+    token = max(format.payload_bytes(loaded.head_dim) for format in formats)
+    return int(SLACK * requests * longest * rows * token) + 4 * requests * rows * a_page + (1 << 24)
+
+
 def _filled(loaded: Loaded, policy: Policy, prompts: Sequence[Sequence[int]], rounds: int) -> Engine:
     """An engine in which every prompt is complete, with room for `rounds` decode steps."""
     longest = max(map(len, prompts)) + rounds + 2
-    shape = CacheShape(loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim)
-    rows = shape.layers * shape.kv_heads
-    plain = len(prompts) * longest * rows * FP16.payload_bytes(shape.head_dim)
-    pages = 4 * len(prompts) * rows * page_bytes_of([policy], shape.head_dim)
     engine = Engine(
         loaded,
         policy,
         SchedulerLimits(len(prompts), sum(map(len, prompts)), chunked_prefill=False),
-        memory_bytes=int(SLACK * plain) + pages + (1 << 24),
+        memory_bytes=room_for(loaded, policy, len(prompts), longest),
         max_tokens=longest,
-        key_means=torch.zeros(shape.layers, shape.kv_heads, shape.head_dim),
+        key_means=torch.zeros(loaded.layers, loaded.kv_heads, loaded.head_dim),
     )
     for row, prompt in enumerate(prompts):
         engine.add(LiveRequest(row, prompt, rounds + 2, Sampling(ignore_eos=True)))

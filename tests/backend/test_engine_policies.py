@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from leankv.backend.exact import fp32
+from leankv.backend.exactness import greedy
 from leankv.backend.live_request import LiveRequest
+from leankv.backend.logit_bounds import BF16_MARGIN, forced_logits, margins, rounded
+from leankv.backend.weights import Loaded
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.registry import policy_named
 
@@ -40,6 +43,22 @@ def test_all_high_in_eight_bits_stays_within_the_quantization_error() -> None:
         return float((found - exact).norm() / exact.norm())
 
     assert error("K8V8") < 0.02 < error("K8V4") < error("K4V2")
+
+
+def test_in_bfloat16_only_close_calls_are_chosen_otherwise() -> None:
+    """A cache of half the precision is no rounding: it must break the bound, or the bound would say nothing."""
+    import copy
+
+    loaded = tiny.tiny_model()
+    half = Loaded("tiny", copy.deepcopy(loaded.model).to(torch.bfloat16), None, "made up")
+    prompts = [tiny.prompt_of(40 + 9 * seed, seed) for seed in range(8)]
+    found = rounded(half, prompts, 24)
+    assert found.tokens == 192
+    assert found.widest <= BF16_MARGIN
+    expected = [greedy(half, prompt, 24) for prompt in prompts]
+    coarse = forced_logits(half, policy_named("int4"), prompts, [tokens for tokens, _ in expected])
+    pairs = zip(expected, coarse, strict=True)
+    assert max(max(margins(*each, logits), default=0) for each, logits in pairs) > BF16_MARGIN
 
 
 def test_more_requests_run_at_once_under_leankv_than_under_fp16() -> None:

@@ -23,7 +23,7 @@ What compression does to attention, on a real model's keys and values.
 The model reads real texts once, uncompressed. Every setting then stores the prompt in LeanKV's own paged cache and
 decodes the tokens that follow through it, layer by layer, with the uncompressed model's queries, keys and values.
 Error: the output's deviation from float64 attention over everything uncompressed, relative to that attention's norm.
-Nominal compression counts payload bits, physical the pages held. Under two minutes on two free cores, --full ten.
+Nominal compression counts payload bits, physical the pages held. Some minutes on two cores, --full ten.
 
   leankv bench cache
   leankv bench cache --full                              # every format, the whole grid, two texts

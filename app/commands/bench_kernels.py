@@ -37,7 +37,7 @@ class Options:
     context: tuple[int, ...] = ()
     """Cached tokens a request."""
     compile: bool = False
-    """Only compile every kernel for sm_80 and sm_90 and print what came out. About three minutes on two cores."""
+    """Only compile every kernel for sm_80 and sm_90 and print what came out. Minutes on two cores."""
     full: bool = False
     """First hold every live policy's whole cache to the CPU's torch path (on a CPU: to the reference), and decode steps
     replayed from a CUDA graph to the same launched one by one."""

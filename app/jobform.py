@@ -84,7 +84,7 @@ def _profile(field: Field, key: str) -> Any:
         key=key,
         help=field.help,
         accept_new_options=True,
-        placeholder="Calibrate first, or type a profile's folder",
+        placeholder="None: measured first. Or type a folder",
     )
     return str(places.get(chosen, chosen or "")) if chosen else None
 

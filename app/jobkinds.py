@@ -21,7 +21,8 @@ LIVE_EXTRA = ("torch", "transformers")
 class Field:
     """One setting: its flag, how the page asks for it, and what it is where nobody says otherwise.
 
-    `options` are the values of a choice, or those that a text suggests. An empty value leaves the flag away.
+    `options` are the values of a choice, or those that a text suggests. An empty value leaves the flag away, or says
+    `otherwise` in its place.
     """
 
     flag: str
@@ -31,6 +32,7 @@ class Field:
     help: str = ""
     options: tuple[str, ...] = ()
     least: float = 0
+    otherwise: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -39,7 +41,7 @@ class Field:
     def words(self, value: Any) -> list[str]:
         """The setting as words of a command line."""
         if value is None or value == "" or value == ():
-            return []
+            return list(self.otherwise)
         if self.kind == "switch":
             return [self.flag] if value else []
         if self.kind in ("policies", "several"):
@@ -158,7 +160,14 @@ _KINDS = (
         "Runs a trace live under several policies and loads, simulates the same from a profile of this machine, and "
         "says how far off the simulation is.",
         (
-            Field("--profile", "Profile", "profile", None, "What `calibrate` measured on this machine and model."),
+            Field(
+                "--profile",
+                "Profile",
+                "profile",
+                None,
+                "What `calibrate` measured on this machine and model. None: one is measured first, some minutes more.",
+                otherwise=("--calibrate",),
+            ),
             policies("fp16", "int8", "kivi", "leankv"),
             TRACE,
             Field(

@@ -156,7 +156,7 @@ def _row(name: str, policy: PolicyQuality) -> dict[str, Any]:
         "Compression, physical": policy.physical_ratio,
         "Compression, nominal": policy.nominal_ratio,
         "Perplexity": _value(policy, "perplexity"),
-        "Against fp16 (%)": _difference(policy, "perplexity"),
+        "Against fp16 (%)": 0.0 if name == BASELINE else _difference(policy, "perplexity"),
         "95 % interval": _interval(policy),
         "Needles (%)": _value(policy, "needle", 100),
         "Choices (%)": _value(policy, "choice", 100),

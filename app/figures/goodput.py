@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from leankv.app.figures.style import Chart, Look, blank, ink, looks, number
 from leankv.app.rates import ATTAINMENT, Knee, knee, policies_of, rows_of
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+WIDE = 40  # highest over lowest rate: beyond this a linear axis shows only the highest
 STABLE = {True: "stable", False: "unstable: the queue grows"}
 
 
@@ -26,10 +29,12 @@ def goodput_by_rate(sweep: pa.Table, here_rps: float | None = None, dark: bool =
     import plotly.graph_objects as go
 
     figure = blank("Offered rate (requests/s)", "Served within SLO (requests/s)", dark, height)
-    top = max(sweep["offered_rps"].to_pylist(), default=1.0)
+    offered = [*sweep["offered_rps"].to_pylist(), here_rps or 1.0]
+    wide = max(offered) > WIDE * min(offered)
     served = {"color": ink(dark), "dash": "dot", "width": 1.5}
+    all_of_it = np.geomspace(min(offered), max(offered), 60) if wide else np.array([0.0, max(offered)])
     figure.add_trace(
-        go.Scatter(x=[0, top], y=[0, top], mode="lines", name="all in time", line=served, hoverinfo="skip")
+        go.Scatter(x=all_of_it, y=all_of_it, mode="lines", name="all in time", line=served, hoverinfo="skip")
     )
     knees = []
     for policy, look in looks(policies_of(sweep), dark).items():
@@ -42,9 +47,18 @@ def goodput_by_rate(sweep: pa.Table, here_rps: float | None = None, dark: bool =
     if here_rps:
         figure.add_vline(x=here_rps, line={"color": ink(dark), "dash": "dash", "width": 1})
         figure.add_annotation(
-            x=here_rps, y=1, yref="paper", text="this comparison", showarrow=False, xanchor="left", xshift=4
+            x=np.log10(here_rps) if wide else here_rps,
+            y=1,
+            yref="paper",
+            text="this comparison",
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
         )
-    figure.update_xaxes(rangemode="tozero")
+    if wide:
+        figure.update_xaxes(type="log", title_text="Offered rate (requests/s, log scale)")
+    else:
+        figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return Chart(figure, _alt(sweep, knees), sweep)
 

@@ -235,3 +235,12 @@ def test_every_chart_has_words_and_numbers(sample: SimpleNamespace, dark: bool) 
         assert len(chart.alt) > 30
         assert chart.table.num_rows > 0
         assert chart.figure.to_json()
+
+
+def test_goodput_over_many_magnitudes_takes_a_log_axis(sample: SimpleNamespace) -> None:
+    near, far = [(1, 1, 10), (2, 1, 10)], [(0.01, 1, 10), (2, 0.1, 10)]
+    assert goodput.goodput_by_rate(sample.sweep({"fp16": near}), 1.5).figure.layout.xaxis.type is None
+    chart = goodput.goodput_by_rate(sample.sweep({"fp16": far}), 0.1)
+    assert chart.figure.layout.xaxis.type == "log"
+    assert chart.figure.layout.annotations[0].x == pytest.approx(-1)
+    assert min(chart.figure.data[0].x) == pytest.approx(0.01)

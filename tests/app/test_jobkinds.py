@@ -22,6 +22,7 @@ def test_a_field_becomes_words_and_an_empty_one_none() -> None:
     assert jobkinds.policies("fp16").words(["fp16", "kivi:bits=2"]) == ["--policy", "fp16", "--policy", "kivi:bits=2"]
     assert jobkinds.KV.words(0.05) == ["--kv-memory-gib", "0.05"]
     assert jobkinds.KV.words(None) == []
+    assert Field("--profile", "Profile", "profile", otherwise=("--calibrate",)).words(None) == ["--calibrate"]
     assert Field("--quick", "Quick", "switch", True).words(True) == ["--quick"]
     assert Field("--quick", "Quick", "switch", True).words(False) == []
     assert Field("--load", "Loads", "several").words(["low", "knee"]) == ["--load", "low", "--load", "knee"]
@@ -43,7 +44,8 @@ def test_a_kinds_command_knows_every_flag(kind: Kind, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         module.main(["--help"])
     said = capsys.readouterr().out
-    for flag in ("--output-dir", *(field.flag for field in kind.fields)):
+    otherwise = [word for field in kind.fields for word in field.otherwise]
+    for flag in ("--output-dir", *(field.flag for field in kind.fields), *otherwise):
         assert f"{flag} " in said or f"{flag}," in said, flag
 
 

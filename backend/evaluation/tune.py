@@ -1,0 +1,198 @@
+"""`leankv tune`: the knobs of LeanKV with the smallest cache that a bound on quality allows, for one model.
+
+Loss is the relative rise of perplexity over fp16, window by window through the engine's own cache in decode mode. The
+search sees held-in windows alone; what it finds is then scored on windows that it never saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from leankv.backend.evaluation.follow import follow
+from leankv.backend.evaluation.items import Item
+from leankv.backend.evaluation.shared_prompts import SharedPrompts
+from leankv.backend.evaluation.tune_search import Judge, Knobs, Point, Search, Trial
+from leankv.backend.weights import Loaded
+from leankv.kernels.selectors import scored_queries
+from leankv.serving.errors import InputError
+from leankv.serving.paired import BASELINE
+from leankv.serving.policies.base import Policy
+from leankv.serving.policies.registry import policy_named
+from leankv.serving.runs import config_hash
+
+Floats = npt.NDArray[np.float64]
+Progress = Callable[[float], None]
+Measure = Callable[[Policy, Point], Trial]
+RESAMPLES = 2000
+PERCENTS = (2.5, 97.5)
+BATCH = 16
+"""Windows that are scored together; a decode step costs nearly the same for more."""
+JOURNAL = "tune-journal.jsonl"
+GRIDS: Mapping[str, tuple[tuple[str, str], tuple[float, ...], tuple[float, ...]]] = {
+    "leankv": (("alpha_low", "alpha_high"), (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), (0, 0.3, 1, 2, 3, 5, 8)),
+    "leankv-r": (("prune", "low_mass"), (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1), (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)),
+}
+MOST_TRIALS = 3 + 2 * 7 + 6
+"""Of one search, about: bisection, staircase and refinement. For the progress alone."""
+
+
+def knobs_of(spec: str) -> Knobs:
+    """The two knobs of `leankv` or `leankv-r` that are tuned; what follows a colon is held fixed.
+
+    Raises InputError for another policy, or where a knob to be tuned is fixed.
+    """
+    name, _, fixed = spec.partition(":")
+    policy_named(spec)
+    if name not in GRIDS:
+        raise InputError(f"--policy {spec} has no thresholds to tune; choose from {', '.join(GRIDS)}")
+    names, first, second = GRIDS[name]
+    for knob in names:
+        if any(setting.startswith(f"{knob}=") for setting in fixed.split(",")):
+            raise InputError(f"--policy {spec}: {knob} is what is tuned; leave it out")
+    return Knobs(spec, names, first, second)
+
+
+class Meter:
+    """Scores policies on fixed windows against fp16, which is scored first.
+
+    items: forced windows. means: for policies that centre keys.
+    """
+
+    def __init__(self, loaded: Loaded, items: Sequence[Item], means: Tensor | None, policies: Sequence[Policy]) -> None:
+        queries = max(scored_queries(policy, loaded.max_context) for policy in policies)
+        plain = [replace(item, compared=False) for item in items]
+        self._batches = [
+            (replace(loaded, model=SharedPrompts(loaded.model, queries)), plain[first : first + BATCH])
+            for first in range(0, len(items), BATCH)
+        ]
+        self._means = means
+        self._tokens = len(items[0].forced)
+        self._baseline = self._nats(policy_named(BASELINE))[0]
+
+    def measure(self, policy: Policy, point: Point) -> Trial:
+        """Run the policy on all windows."""
+        nats, plain, payload, pages = self._nats(policy)
+        # Differences of whole windows are resampled, so that a window's own difficulty is in neither.
+        rises = (nats - self._baseline) / self._tokens
+        drawn = np.random.default_rng(0).integers(0, len(rises), (RESAMPLES, len(rises)))
+        low, high = np.expm1(np.percentile(rises[drawn].mean(axis=1), PERCENTS))
+        return Trial(point, float(np.expm1(rises.mean())), (float(low), float(high)), plain / payload, plain / pages)
+
+    def _nats(self, policy: Policy) -> tuple[Floats, int, int, int]:
+        """Negative log-probability of each window, and its bytes in FP16, in payload and in pages, summed."""
+        outcomes = [
+            outcome for loaded, items in self._batches for outcome in follow(loaded, policy, items, self._means, {})
+        ]
+        nats = -np.array([sum(outcome.log_probabilities) for outcome in outcomes])
+        sums = (sum(getattr(each, f"{part}_bytes") for each in outcomes) for part in ("fp16", "payload", "page"))
+        plain, payload, pages = sums
+        return nats, plain, payload, pages
+
+
+class Trials:
+    """Trials by policy, remembered on disk as they are made, so that a search that was cut off goes on.
+
+    settings: all that a trial depends on but the policy. Earlier trials under other settings are left alone.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self._path = None if folder is None else folder / JOURNAL
+        self._settings = config_hash(settings)
+        self._known: dict[str, Trial] = {}
+        if self._path is not None and self._path.is_file():
+            self._read(self._path)
+
+    def get(self, spec: str, measure: Callable[[], Trial]) -> Trial:
+        """The trial of a policy, measured now if it is new."""
+        if spec not in self._known:
+            self._known[spec] = measure()
+            self._write(spec)
+        return self._known[spec]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _read(self, path: Path) -> None:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, text in enumerate(whole.splitlines(), start=1):
+            try:
+                line = json.loads(text)
+                if line["settings"] == self._settings:
+                    self._known[line["policy"]] = trial_of(line["trial"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path} line {number} is no trial; remove the file") from error
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+
+    def _write(self, spec: str) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"settings": self._settings, "policy": spec, "trial": asdict(self._known[spec])}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def trial_of(stored: Mapping[str, Any]) -> Trial:
+    """A trial as JSON gives it back."""
+    pairs = {name: (float(stored[name][0]), float(stored[name][1])) for name in ("point", "interval")}
+    return Trial(**{**stored, **pairs})
+
+
+@dataclass(frozen=True)
+class Found:
+    """One policy at one bound. `held_out` is None where nothing was allowed."""
+
+    policy: str
+    bound: float
+    spec: str | None
+    held_in: Trial | None
+    held_out: Trial | None
+    trials: Mapping[str, Trial]
+
+
+def tune(
+    knobs: Knobs,
+    bounds: Sequence[float],
+    measures: Sequence[Measure],
+    trials: Sequence[Trials],
+    judge: Judge,
+    progress: Progress,
+) -> list[Found]:
+    """Search at every bound, sharing trials, and score what is found on held-out text.
+
+    measures, trials: of held-in text, then of held-out text.
+    """
+    held_in, held_out = measures
+    seen: dict[str, Trial] = {}
+    found = []
+    for number, bound in enumerate(bounds):
+
+        def evaluate(point: Point, number: int = number) -> Trial:
+            spec = knobs.spec(point)
+            seen[spec] = trials[0].get(spec, partial(held_in, policy_named(spec), point))
+            progress((number + min(1.0, len(seen) / MOST_TRIALS / (number + 1))) / (len(bounds) + 0.2))
+            return seen[spec]
+
+        best = Search(knobs, evaluate, bound, judge).run()
+        if best is None:
+            found.append(Found(knobs.policy, bound, None, None, None, dict(seen)))
+            continue
+        spec, point = knobs.spec(best.point), best.point
+        confirmed = trials[1].get(spec, partial(held_out, policy_named(spec), point))
+        found.append(Found(knobs.policy, bound, spec, best, confirmed, dict(seen)))
+    progress(1.0)
+    return found

@@ -55,7 +55,8 @@ def print_profile(profile: Profile) -> None:
         print(f"  {name:<24}" + "  ".join(f"{regime} {_error(policy, regime):<16}" for regime in REGIMES))
     print()
     for name, noise in profile.noise.items():
-        print(f"  {name:<24}{noise['steps']} steps, {noise['kept']:.0%} undisturbed: {noise['verdict']}")
+        steps = f"{noise['steps']} steps, {noise['undisturbed']:.0%} undisturbed"
+        print(f"  {name:<24}{steps}, {noise['lost']:.0%} of the points never: {noise['verdict']}")
     verdict = next(each for each in WORST if any(noise["verdict"] == each for noise in profile.noise.values()))
     advice = "" if verdict == "quiet" else "; calibrate again when nothing else runs" if verdict == "too noisy" else ""
     print(f"the machine was {verdict}{advice}")

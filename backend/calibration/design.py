@@ -39,11 +39,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Grid:
-    """rounds: how often everything is measured, far apart in time; repeats: of a decode step within a round."""
+    """rounds: how often everything is measured, far apart in time; repeats: of a decode step within a round.
+
+    more_rounds: for the points that had less than two undisturbed steps till then.
+    """
 
     scenes: tuple[Scene, ...]
     rounds: int
     repeats: int
+    more_rounds: int
 
     @property
     def tokens(self) -> int:
@@ -62,7 +66,7 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     scales = QUICK_SCALES if quick else SCALES
     scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    return Grid((Scene((), prompts), *scenes), rounds=1 if quick else 2, repeats=2)
+    return Grid((Scene((), prompts), *scenes), rounds=1 if quick else 2, repeats=2, more_rounds=0 if quick else 2)
 
 
 def _scene(

@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LIMIT = 1.25
-"""A step counts if the work before and after it took at most so many times its best."""
-QUIET, TOO_NOISY = 0.9, 0.6
-"""Shares of the steps that count: above the first a machine was quiet, below the second too noisy."""
+LIMIT = 1.5
+"""A step counts if the work before and after it took at most so many times its best.
+
+On two cores that another job used half of the time, steps whose reference was below 1.5 lasted alike, whatever it was,
+and those above it 1.5 times as long: the reference tells who was disturbed, but not by how much, so steps are dropped
+and not scaled.
+"""
+QUIET, TOO_NOISY = 0.9, 0.1
+"""Undisturbed steps, as a share of all, that make a machine quiet; points without any, likewise, that are too many."""
 ROWS = 4
 LEAST, MOST = 1 << 12, 1 << 23
 """Elements of a matrix, and of all together."""
@@ -49,12 +54,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Noise:
-    """How disturbed a machine was. steps: timed; kept: share of them that counts; slowest_tenth: the reference's ninth
-    decile over its best; verdict: quiet, noisy or too noisy.
+    """How disturbed a machine was. steps: timed; undisturbed: share of them; lost: share of the points that have no
+    undisturbed step; slowest_tenth: the reference's ninth decile over its best; verdict: quiet, noisy or too noisy.
     """
 
     steps: int
-    kept: float
+    undisturbed: float
+    lost: float
     slowest_tenth: float
     verdict: str
 
@@ -62,11 +68,13 @@ class Noise:
         return asdict(self)
 
 
-def noise_of(references: Sequence[float], kept: Sequence[bool]) -> Noise:
-    """references: over their best, one a step."""
-    share = float(np.mean(kept))
-    verdict = "quiet" if share >= QUIET else "noisy" if share >= TOO_NOISY else "too noisy"
-    return Noise(len(kept), share, float(np.quantile(references, 0.9)), verdict)
+def noise_of(references: Sequence[float], points: Sequence[int]) -> Noise:
+    """references: over their best, one a step; points: their numbers."""
+    good = [reference <= LIMIT for reference in references]
+    found = {point for point, each in zip(points, good, strict=True) if each}
+    share, lost = float(np.mean(good)), 1 - len(found) / len(set(points))
+    verdict = "too noisy" if lost > TOO_NOISY else "quiet" if share >= QUIET else "noisy"
+    return Noise(len(good), share, lost, float(np.quantile(references, 0.9)), verdict)
 
 
 def kept_of(references: Sequence[float], points: Sequence[int]) -> list[bool]:

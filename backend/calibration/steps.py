@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 import numpy as np
 
 from leankv.backend.calibration.design import Grid, PointSpec, Scene, point_tokens
-from leankv.backend.calibration.reference import Noise, Reference, kept_of, noise_of
+from leankv.backend.calibration.reference import LIMIT, Noise, Reference, kept_of, noise_of
 from leankv.backend.calibration.rig import Rig, Timed
 from leankv.backend.engine import Engine
 from leankv.serving.step_samples import StepSample
@@ -17,6 +18,8 @@ from leankv.serving.step_samples import StepSample
 Progress = Callable[[float], None]
 BEST = 0.1
 """The reference's best time is this quantile of all: one lucky sample should not make the others look disturbed."""
+ENOUGH = 2
+"""Undisturbed steps that a point should have."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class MeasuredSteps:
 
 def time_steps(rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> MeasuredSteps:
     """Measure the grid round by round; prompts in another order each time. Points that the pool cannot hold are left
-    out.
+    out; those that were disturbed are measured again, so a quiet machine takes less time.
     """
     timing = _Timing(rig, reference, progress, grid.rounds * grid.tokens)
-    for round in range(grid.rounds):
+    for round in range(grid.rounds + grid.more_rounds):
         for scene in grid.scenes:
-            timing.scene(scene, grid.repeats if scene.contexts else 1, Random(round))
+            part = scene if round < grid.rounds else timing.disturbed(scene)
+            if part.points:
+                timing.scene(part, grid.repeats if scene.contexts else 1, Random(round))
     return timing.result()
 
 
@@ -63,6 +68,12 @@ class _Timing:
             self.progress(min(1.0, self.done / self.tokens))
         self.rig.keep(0)
 
+    def disturbed(self, scene: Scene) -> Scene:
+        """The scene's points that lack undisturbed steps."""
+        best = self._best()
+        good = Counter(sample.point for sample in self.samples if sample.reference <= LIMIT * best)
+        return replace(scene, points=tuple(point for point in scene.points if good[point.number] < ENOUGH))
+
     def _point(self, point: PointSpec) -> None:
         before = self.reference.seconds()
         timed = self.rig.step(point.chunks)
@@ -70,13 +81,17 @@ class _Timing:
         if timed is not None:
             self.samples.append(_sample(self.rig.engine, point, timed, max(before, after)))
 
+    def _best(self) -> float:
+        return float(np.quantile([sample.reference for sample in self.samples], BEST))
+
     def result(self) -> MeasuredSteps:
-        best = float(np.quantile([sample.reference for sample in self.samples], BEST))
+        best = self._best()
         references = [sample.reference / best for sample in self.samples]
-        kept = kept_of(references, [sample.point for sample in self.samples])
+        points = [sample.point for sample in self.samples]
+        kept = kept_of(references, points)
         rows = zip(self.samples, references, kept, strict=True)
         samples = [replace(sample, reference=reference, kept=good) for sample, reference, good in rows]
-        return MeasuredSteps(samples, noise_of(references, kept))
+        return MeasuredSteps(samples, noise_of(references, points))
 
 
 def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) -> StepSample:

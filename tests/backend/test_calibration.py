@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
@@ -155,8 +154,9 @@ def test_a_grid_stays_within_its_limits(limits: tuple[int, int, int]) -> None:
 
 
 def test_disturbed_steps_are_dropped_unless_a_point_has_no_other() -> None:
-    draw = Random(0)
-    references = [1.0, 1.1, 3.0, 2.0, 1.24, 5.0]
-    assert kept_of(references, [1, 1, 1, 2, 2, 3]) == [True, True, False, False, True, True]
-    assert noise_of([1.0] * 10, [True] * 10).verdict == "quiet"
-    assert noise_of([1 + draw.random() for _ in range(10)], [True] * 5 + [False] * 5).verdict == "too noisy"
+    references, points = [1.0, 1.1, 3.0, 2.0, 1.4, 5.0], [1, 1, 1, 2, 2, 3]
+    assert kept_of(references, points) == [True, True, False, False, True, True]
+    noise = noise_of(references, points)
+    assert (noise.undisturbed, noise.lost, noise.verdict) == (0.5, pytest.approx(1 / 3), "too noisy")
+    assert noise_of([1.0, 1.1, 3.0, 2.0, 1.4], points[:5]).verdict == "noisy"
+    assert noise_of([1.0] * 10, list(range(10))).verdict == "quiet"

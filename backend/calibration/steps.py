@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
 import numpy as np
 
@@ -31,41 +30,37 @@ class MeasuredSteps:
 
 
 def time_steps(rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> MeasuredSteps:
-    """Measure the grid round by round; prompts in another order each time. Points that the pool cannot hold are left
-    out; those that were disturbed are measured again, so a quiet machine takes less time.
-    """
-    timing = _Timing(rig, reference, progress, grid.rounds * grid.tokens)
-    for round in range(grid.rounds + grid.more_rounds):
-        for scene in grid.scenes:
-            part = scene if round < grid.rounds else timing.disturbed(scene)
-            if part.points:
-                timing.scene(part, grid.repeats if scene.contexts else 1, Random(round))
+    """Measure the grid. Points that the pool cannot hold are left out; those that were disturbed are measured again, so a quiet machine takes less time."""
+    timing = _Timing(rig, grid, reference, progress)
+    for scene in grid.scenes:
+        timing.scene(scene)
+    for scene in grid.scenes * grid.more_rounds:
+        if (part := timing.disturbed(scene)).points:
+            timing.scene(part)
     return timing.result()
 
 
 class _Timing:
     """Samples so far, their references in seconds, and how far it has come."""
 
-    def __init__(self, rig: Rig, reference: Reference, progress: Progress, tokens: int) -> None:
-        self.rig, self.reference, self.progress, self.tokens = rig, reference, progress, tokens
+    def __init__(self, rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> None:
+        self.rig, self.grid, self.reference, self.progress = rig, grid, reference, progress
         self.samples: list[StepSample] = []
         self.done = 0
         self.reference.seconds()
 
-    def scene(self, scene: Scene, repeats: int, draw: Random) -> None:
+    def scene(self, scene: Scene) -> None:
+        """Every point of a scene in its order; one step comes first that does not count."""
         self.rig.fill(scene.contexts)
-        points = list(scene.points)
-        if not scene.contexts:
-            draw.shuffle(points)
-        else:
+        if scene.contexts:
             self.rig.step()
-        for point in points:
+        for point in scene.points:
             self.rig.keep(point.batch)
             if len(self.rig.decoding) == point.batch:
-                for _ in range(1 if point.chunks else repeats):
+                for _ in range(self.grid.prompts if point.chunks else self.grid.decodes):
                     self._point(point)
             self.done += point_tokens(point)
-            self.progress(min(1.0, self.done / self.tokens))
+            self.progress(min(1.0, self.done / self.grid.tokens))
         self.rig.keep(0)
 
     def disturbed(self, scene: Scene) -> Scene:

@@ -67,12 +67,8 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     scales = QUICK_SCALES if quick else SCALES
     scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    return Grid(
-        (Scene((), prompts), *scenes),
-        decodes=2 if quick else 3,
-        prompts=1 if quick else 2,
-        more_rounds=0 if quick else 2,
-    )
+    decodes, repeated, more_rounds = (2, 1, 0) if quick else (3, 2, 2)
+    return Grid((Scene((), prompts), *scenes), decodes, repeated, more_rounds)
 
 
 def _scene(

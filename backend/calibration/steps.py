@@ -30,7 +30,9 @@ class MeasuredSteps:
 
 
 def time_steps(rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> MeasuredSteps:
-    """Measure the grid. Points that the pool cannot hold are left out; those that were disturbed are measured again, so a quiet machine takes less time."""
+    """Measure the grid. Points that the pool cannot hold are left out; those that were disturbed are measured again, so
+    a quiet machine takes less time.
+    """
     timing = _Timing(rig, grid, reference, progress)
     for scene in grid.scenes:
         timing.scene(scene)

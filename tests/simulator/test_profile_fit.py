@@ -193,3 +193,18 @@ def test_a_fit_is_told_in_words() -> None:
         "decoding takes 2 ms a step, 1.05 ms a MiB read of the cache: the cache's own work and attention",
         "a prompt's chunk takes 1 ms a million pairs attended: beside its layers",
     ]
+
+
+def test_heavy_noise_does_not_make_a_fit_too_fast() -> None:
+    """Sums are what a run adds up to; errors relative to noisy times alone would make them a tenth too small."""
+    fit = StepFit(
+        (1, 2, 64, 512), (0.1, 0.12, 0.4, 1.5), 0.0, 0.05, 5e-3, (1e-9, 1e-9), 0.02, 0.0, 1e-5, 1e-7, 0.01, 0.0
+    )
+    samples = [each for seed in range(4) for each in timed(fit, designed("leankv", seed), 0.35, seed)]
+    single = [replace(each, point=number) for number, each in enumerate(samples)]
+    found = fit_steps(points(single))["leankv"]
+    for regime in ("decode", "prefill", "mixed"):
+        mine = [each for each in single if each.regime == regime]
+        assert sum(predicted_s(found, each) for each in mine) == pytest.approx(
+            sum(each.seconds for each in mine), rel=0.05
+        )

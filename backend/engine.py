@@ -122,8 +122,9 @@ class Engine:
         seen = read(computed.report, self.cache.tables.slots)
         tokens = self._choose(computed, seen.tokens)
         end = self.clock.now()
+        given = sum(request.request_id in tokens and not request.interrupted for request in decoding)
         finished = self._report(decoding, chunks, tokens, end)
-        row = self._row((start, scheduled, end), waiting, decoding, chunks, tokens, seen.counts)
+        row = self._row((start, scheduled, end), waiting, decoding, chunks, given, seen.counts)
         self.pages.stepped([high + low for high, low in seen.counts.pages])
         for request in finished:
             high, low, *held = seen.counts.totals([request.slot])
@@ -179,6 +180,9 @@ class Engine:
                 continue
             if request.first_token_ps < 0:
                 request.first_token_ps = now
+            if request.interrupted:
+                self.log.preemption_gaps_ps.append(now - request.last_token_ps)
+            request.interrupted, request.last_token_ps = False, now
             if request.take(token, self.eos):
                 request.finish_ps = now
                 finished.append(request)
@@ -190,11 +194,10 @@ class Engine:
         waiting: int,
         decoding: list[LiveRequest],
         chunks: list[Chunk[LiveRequest]],
-        tokens: dict[int, int],
+        given: int,
         counts: SlotCounts,
     ) -> StepRow:
         """A step as the log keeps it; `done_ps` is still to come."""
-        given = sum(request.request_id in tokens for request in decoding)
         tier0, tier1, *_ = counts.totals([request.slot for request in self.scheduler.decoding.values()])
         return StepRow(
             *times,
@@ -215,3 +218,5 @@ class Engine:
 
     def _preempted(self, request: LiveRequest) -> None:
         self.preemptions += 1
+        if request.output:
+            request.interrupted = True

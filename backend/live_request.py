@@ -35,7 +35,7 @@ class LiveRequest(Request):
     `cached` positions are in the cache. A preempted request keeps its `output`: where that is longer than what is
     cached, decode steps feed it again instead of choosing anew. `forced`: its first tokens, whatever the logits say
     (teacher forcing); they count as generated, and none of them ends it. `held_pages`: what it may have held when it
-    last gave them back.
+    last gave them back. `interrupted`: whether it lost its cache since its last token, at `last_token_ps`.
     """
 
     __slots__ = (
@@ -45,6 +45,8 @@ class LiveRequest(Request):
         "first_token_ps",
         "forced",
         "held_pages",
+        "interrupted",
+        "last_token_ps",
         "output",
         "prompt",
         "random",
@@ -70,7 +72,8 @@ class LiveRequest(Request):
         self.slot = NO_SLOT
         self.cached = 0
         self.held_pages = 0
-        self.admitted_ps = self.first_token_ps = self.finish_ps = -1
+        self.admitted_ps = self.first_token_ps = self.last_token_ps = self.finish_ps = -1
+        self.interrupted = False
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions `start` to `stop` of prompt and output together."""

@@ -132,7 +132,7 @@ def _assembled(
 ) -> Run:
     table, segments, states = live_requests(requests, refused), live_segments(engine.log), live_timeline(engine)
     summary: dict[str, Any] = {
-        **summarise(table, segments, config.slo),
+        **summarise(table, segments, config.slo, engine.log.preemption_gaps_ps),
         **usage(engine, config.kv_memory_bytes, states),
         "limited_by": limiting_resource(config.limits, segments),
         "rejections": rejections(table),

@@ -27,7 +27,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One step. sequences: requests that were given a decoded token. prompt_tokens: computed or replayed beside them.
+    """One step. sequences: requests that were given a token by it and one by the step before. prompt_tokens: computed
+    beside them, or replayed, up to the token that ends a replay: it came after a gap of its own.
 
     running, waiting, preemptions (so far): after scheduling. staging, tier0, tier1: pages after the step.
 
@@ -79,10 +80,14 @@ class FinalState:
 
 @dataclass
 class StepLog:
-    """A row a step, and the final state of every request that finished."""
+    """A row a step, and the final state of every request that finished.
+
+    preemption_gaps_ps: from a token to the next one of its request, where it lost its cache in between.
+    """
 
     rows: list[StepRow] = field(default_factory=list)
     final: list[FinalState] = field(default_factory=list)
+    preemption_gaps_ps: list[int] = field(default_factory=list)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
         """int64 [steps], of a field that holds one number."""

@@ -13,7 +13,6 @@ from leankv.serving.models import ModelSpec
 from leankv.serving.policies.base import Policy
 from leankv.serving.profile import Profile, require_fits
 from leankv.simulator.forecast import Accuracy
-from leankv.simulator.length_shift import LengthShift
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class SimulationConfig:
 
     `late_counts`: pages are known one step late and preempted requests replayed, as in this project's live engine; off,
     as in engines that count on the host. `kv_pages`: pages of the pool, in place of what its bytes hold.
-    `length_shift`: by policy name, how much longer than uncompressed its outputs are.
     """
 
     model: ModelSpec
@@ -56,7 +54,6 @@ class SimulationConfig:
     accuracy: Accuracy = field(default_factory=Accuracy)
     late_counts: bool = False
     kv_pages: int | None = None
-    length_shift: Mapping[str, LengthShift] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("tp", "replicas", "max_num_seqs", "max_num_batched_tokens"):

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from leankv.serving.bottleneck import limiting_resource
+from leankv.serving.bottleneck import WAITING_MATTERS, limiting_resource
 from leankv.serving.run_tables import rejections
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.simulator.config import SimulationConfig
     from leankv.simulator.recorder import ReplicaLog
     from leankv.simulator.run import Deployment
 
@@ -51,10 +52,19 @@ def usage_summary(
         "nominal_ratio": nominal,
         "physical_ratio": physical,
         "usd_per_million_output_tokens": dollars / int(outputs.sum()) * 1e6,
-        "limited_by": limiting_resource(deployment.limits, segments),
+        "limited_by": limit_of_loop(config, limiting_resource(deployment.limits, segments), states),
         "rejections": rejections(requests),
         "window": "all requests from the first arrival to the last token; no warm-up and no tail is cut off",
     }
+
+
+def limit_of_loop(config: SimulationConfig, resource: str, states: pa.Table) -> str:
+    """`resource`, but "concurrency" in a closed loop that had as many requests in flight as it may, and yet room."""
+    if resource != "arrivals" or config.max_concurrency is None:
+        return resource
+    in_flight = states["running"].to_numpy() + states["waiting"].to_numpy()
+    full = in_flight.reshape(config.replicas, -1).sum(axis=0) >= config.max_concurrency
+    return "concurrency" if full.mean() >= WAITING_MATTERS else resource
 
 
 def most_running(log: ReplicaLog) -> int:

@@ -47,6 +47,9 @@ def summary(rate: str = "10", trace: Trace | None = None, **settings: Any) -> di
         ("10", {"max_num_seqs": 4}, "batch slots"),
         ("10", {"kv_memory_bytes": 2**30}, "KV capacity"),
         ("10", {"max_num_batched_tokens": 64, "max_num_seqs": 64}, "memory bandwidth"),
+        ("10", {"max_concurrency": 4}, "concurrency"),
+        ("1", {"max_concurrency": 200}, "arrivals"),
+        ("10", {"max_concurrency": 4, "replicas": 2}, "concurrency"),
     ],
 )
 def test_what_is_scarce_is_named(rate: str, settings: dict[str, Any], expected: str) -> None:

@@ -15,6 +15,8 @@ from leankv.simulator.sweep import attainment
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.traces.describe import TraceFigures
+
 Summary = Mapping[str, Any]
 
 LIMITS = {
@@ -146,6 +148,24 @@ def warnings(summaries: Mapping[str, Summary]) -> list[str]:
     return said
 
 
+CALM_CV, BURSTY_CV = 0.9, 1.2  # of the gaps; a Poisson stream has 1
+
+
+def traffic(found: TraceFigures) -> str:
+    """What a trace asks of an engine, in two sentences (Markdown)."""
+    pace = "as irregular as chance"
+    if found.gap_cv > BURSTY_CV:
+        pace = f"in bursts (gaps vary {found.gap_cv:.1f} times as much as chance)"
+    elif found.gap_cv < CALM_CV:
+        pace = "more evenly than chance"
+    share = found.prompt.mean / (found.prompt.mean + found.output.mean)
+    weight = f"prompts are {share:.0%} of all tokens" if share >= 0.5 else f"outputs are {1 - share:.0%} of all tokens"
+    load = found.rate_per_s * (found.prompt.mean + found.output.mean)
+    lead = f"**{number(found.rate_per_s)} requests/s arrive {pace}**, {number(load)} tokens/s in all; {weight}."
+    longest = f"One in a hundred prompts is longer than {found.prompt.p99:,.0f} tokens"
+    return f"{lead} {longest}, one in a hundred outputs longer than {found.output.p99:,.0f}."
+
+
 STEP_TIMES = {
     "roofline": "projected from the spec sheets of GPU and model",
     "silicon": "from kernels measured on the GPU",
@@ -153,20 +173,24 @@ STEP_TIMES = {
 }
 
 
-def badges(summaries: Mapping[str, Summary], answers: bool) -> str:
-    """Which sources the figures have, as badges (Markdown): what is projected and what is measured, at a glance."""
-    names = sorted({summary["step_time_source"] for summary in summaries.values()})
+def badges(summaries: Mapping[str, Summary], answers: bool | None = None) -> str:
+    """Which sources the figures have, as badges (Markdown): what is projected and what is measured, at a glance.
+
+    answers: whether those of a policy were measured; None says nothing of them.
+    """
+    names = sorted({summary.get("step_time_source", "live") for summary in summaries.values()})
     said = [
         f":{_BADGES.get(name.partition(' ')[0], 'gray')}-badge[:material/speed: step times: {name}]" for name in names
     ]
-    kept = sorted({summary["retention_source"] for summary in summaries.values()} - {"exact"})
+    kept = sorted({summary.get("retention_source", "exact") for summary in summaries.values()} - {"exact"})
     said += [f":{'green' if 'measured' in name else 'orange'}-badge[:material/memory: kept: {name}]" for name in kept]
-    quality = "measured" if answers else "not measured"
-    said.append(f":{'green' if answers else 'gray'}-badge[:material/grading: answers: {quality}]")
+    if answers is not None:
+        quality = "measured" if answers else "not measured"
+        said.append(f":{'green' if answers else 'gray'}-badge[:material/grading: answers: {quality}]")
     return " ".join(said)
 
 
-_BADGES = {"roofline": "orange", "silicon": "blue", "profile": "green"}
+_BADGES = {"roofline": "orange", "silicon": "blue", "profile": "green", "live": "green"}
 
 
 def sources(summaries: Mapping[str, Summary]) -> str:

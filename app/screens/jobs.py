@@ -38,7 +38,7 @@ def page() -> None:
         st.markdown(jobwords.standing(jobs, known, now_s))
     left, right = st.columns([2, 3], gap="large")
     with left:
-        _start(board, known)
+        _start(board, known, bool(active))
     with right:
         st.header("At work", anchor=False)
         if active:
@@ -49,7 +49,7 @@ def page() -> None:
         _history(board, ended, known, now_s)
 
 
-def _start(board: Jobs, known: Mapping[str, Kind]) -> None:
+def _start(board: Jobs, known: Mapping[str, Kind], busy: bool) -> None:
     st.header("Start", anchor=False)
     if missing := live_missing():
         st.info(missing, icon=":material/download:")
@@ -69,6 +69,8 @@ def _start(board: Jobs, known: Mapping[str, Kind]) -> None:
     st.markdown(kind.about)
     params = settings(kind)
     st.code(kind.line(params, Path(RESULTS)), language="bash", wrap_lines=True)
+    if busy:
+        st.warning("Another job is at work: two at once disturb each other's times.", icon=":material/warning:")
     if st.button(f"Start: {kind.title.lower()}", icon=kind.icon, type="primary", width="stretch"):
         board.submit(kind.name, params)
         st.rerun()

@@ -45,8 +45,10 @@ def page() -> None:
     st.caption(f"**{run.policy}** · {run.source} · {trace.get('name', 'trace')} · {model} on {device}")
     for line in narrative.warnings({run.policy: run.summary}):
         st.warning(line, icon=":material/warning:")
+    with st.container(border=True, key="verdict"):
+        st.markdown(narrative.verdict({run.policy: run.summary}))
+        st.markdown(narrative.badges({run.policy: run.summary}))
     _cards(run.summary)
-    st.markdown(narrative.verdict({run.policy: run.summary}))
     over_time, requests, latency, memory, summary = st.tabs(
         ["Over time", "Requests", "Latency", "KV memory", "Summary"]
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
+from leankv.app import narrative
 from leankv.app.controls import traffic_controls
 from leankv.app.figures import traffic as figures
 from leankv.app.live import opened_traffic
@@ -43,6 +44,8 @@ def _draw(trace: Trace) -> None:
     st.caption(f"**{trace.name}** · {_steps(trace)}")
     for warning in trace.warnings:
         st.warning(warning, icon=":material/warning:")
+    with st.container(border=True, key="verdict"):
+        st.markdown(narrative.traffic(found))
     _cards(found)
     dark = is_dark()
     arrival_s = (trace.arrival_ps - trace.arrival_ps[0]) / PS_PER_S

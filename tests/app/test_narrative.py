@@ -143,3 +143,26 @@ def test_the_sweep_ends_where_nothing_changes(outcome: rates.Outcome) -> None:
         assert rates.SCALES[0] * 0.99 <= scale <= rates.SCALES[1] * 1.01
         tried[scale] = [outcome]
     assert len(tried) < 20
+
+
+@pytest.mark.parametrize(
+    ("cv", "said"), [(3.0, "in bursts (gaps vary 3.0 times"), (1.0, "as irregular as"), (0.2, "evenly")]
+)
+def test_traffic_is_told_by_its_pace_and_weight(cv: float, said: str) -> None:
+    from leankv.traces.describe import LengthFigures, TraceFigures
+
+    prompt, output = LengthFigures(900, 800, 2000, 4000, 9000), LengthFigures(100, 80, 200, 500, 900)
+    found = TraceFigures("mine", 1000, 100.0, 10.0, cv, {}, prompt, output, 0.0, None)
+    told = narrative.traffic(found)
+    assert said in told
+    assert "**10.0 requests/s arrive" in told and "10,000 tokens/s" in told and "prompts are 90% of all tokens" in told
+
+
+def test_badges_tell_projected_from_measured() -> None:
+    roofline = {"step_time_source": "roofline", "retention_source": "literature"}
+    profile = {"step_time_source": "profile (cpu, 2026-11-21)", "retention_source": "measured on smollm2-135m"}
+    assert "orange-badge[:material/speed: step times: roofline]" in narrative.badges({"leankv": roofline}, False)
+    assert "gray-badge[:material/grading: answers: not measured]" in narrative.badges({"leankv": roofline}, False)
+    said = narrative.badges({"leankv": profile}, True)
+    assert "orange" not in said and "green-badge[:material/grading: answers: measured]" in said
+    assert "step times: live" in narrative.badges({"leankv": {}})

@@ -14,9 +14,13 @@ from leankv.backend.calibration.rig import OUTPUT, REST, ChunkSpec
 
 SCALES = (0.03, 0.1, 0.35, 0.85)
 QUICK_SCALES = (0.1, 0.5)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
-AFTER_A_CONTEXT = ((0.1, 0.2, True), (0.4, 0.4, False), (0.1, 0.7, False), (0.25, 0.7, True), (0.03, 0.1, True))
+MOST_CONTEXTS = 7
+"""Of the longest context: the tokens that a scene holds at most."""
+TOGETHER = ((0.25, 3), (0.06, 8))
+"""Shares of the largest chunk, and how many prompts of it a step computes."""
+AFTER_A_CONTEXT = ((0.1, 0.2, True), (0.4, 0.4, False), (0.1, 0.7, False), (0.25, 0.7, True))
 """Shares of the largest chunk and of the longest context, and whether the prompt ends with it."""
 
 
@@ -67,16 +71,20 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     scales = QUICK_SCALES if quick else SCALES
     scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    decodes, repeated, more_rounds = (2, 1, 0) if quick else (3, 2, 2)
+    decodes, repeated, more_rounds = (2, 1, 0) if quick else (3, 2, 1)
     return Grid((Scene((), prompts), *scenes), decodes, repeated, more_rounds)
 
 
 def _scene(
     numbers: Iterator[int], draw: Random, mean: float, longest: int, max_num_seqs: int, max_tokens: int
 ) -> Scene:
-    """Contexts between half and three halves of the mean; every batch decodes, some of them beside a chunk."""
-    contexts = tuple(max(2, min(longest, round(mean * (0.5 + draw.random())))) for _ in range(max_num_seqs))
-    batches = _batches(max_num_seqs)
+    """Contexts between half and three halves of the mean; every batch decodes, some of them beside a chunk.
+
+    Fewer long contexts, since filling caches takes time: what they cost is linear in what is read.
+    """
+    count = max(1, min(max_num_seqs, int(MOST_CONTEXTS * longest / mean)))
+    contexts = tuple(max(2, min(longest, round(mean * (0.5 + draw.random())))) for _ in range(count))
+    batches = _batches(count)
     points = []
     for place, batch in enumerate(batches):
         points.append(PointSpec(next(numbers), batch))
@@ -105,7 +113,7 @@ def _prompts(
     sizes = [size for size in (QUICK_SIZES if quick else SIZES) if size <= min(max_tokens, longest)]
     for size in sizes:
         yield PointSpec(next(numbers), 0, (ChunkSpec(0, size),))
-    for share, together in ((0.3, 2), (0.25, 3), (0.06, 8)):
+    for share, together in TOGETHER:
         size = round(share * min(max_tokens, longest))
         if size and together <= max_num_seqs and size * together <= max_tokens:
             yield PointSpec(next(numbers), 0, (ChunkSpec(0, size),) * together)

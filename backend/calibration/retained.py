@@ -20,6 +20,7 @@ from leankv.serving.decode_growth import DecodeGrowth, Table
 from leankv.serving.formats import FP16
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import Thresholds
+from leankv.serving.pool_plan import live_layout
 from leankv.serving.profile import HeadRetention
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 GENERATED = (0, 16, 32, 64)
 QUICK_GENERATED = (0, 8, 16)
+CONTINUED, LONGEST_CONTINUED, CONTINUED_TEXTS = 5, 1024, 3
+"""How many prompts are continued at most; up to which length; of how many texts."""
 
 
 def head_retention(policy: Policy, texts: Sequence[Captured], contexts: Sequence[int]) -> HeadRetention:
@@ -46,26 +49,56 @@ def decode_growth(
     generated: Sequence[int],
     progress: Callable[[float], None],
 ) -> DecodeGrowth | None:
-    """Tokens and pages while the texts are continued after prompts of `contexts` (increasing).
+    """Tokens and pages after prompts of `contexts` (increasing), and while the texts are continued.
 
+    Long prompts are not continued: what they gain is that of the longest which is, since it changes little there.
     None where the policy has no thresholds, or the texts are too short for two prompts.
     """
     if not isinstance(policy.budget, Thresholds):
         return None
     whole = policy.budget.window
-    longest = min(text.tokens for text in texts) - generated[-1]
+    longest = min(text.tokens for text in texts)
     prompts = [whole, *(context for context in contexts if whole < context <= longest)]
-    if len(prompts) < 2 or whole > longest:
+    continued = [prompt for prompt in prompts if prompt <= min(LONGEST_CONTINUED, longest - generated[-1])]
+    continued = continued[:: max(1, -(-len(continued) // CONTINUED))]
+    if len(prompts) < 2 or not continued:
         return None
     seen = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts[:CONTINUED_TEXTS]):
 
         def partly(share: float, number: int = number) -> None:
-            progress((number + share) / len(texts))
+            progress((number + share) / min(len(texts), CONTINUED_TEXTS))
 
-        seen.append(_continued(policy, text, key_means, prompts, generated, partly))
-    tokens, pages = torch.stack(seen).mean(0).cummax(2).values
+        seen.append(_continued(policy, text, key_means, continued, generated, partly))
+    after = torch.stack(seen).mean(0).cummax(2).values
+    start = _after_prompts(policy, texts, prompts)
+    tokens, pages = start[:, :, None] + _between(after - after[:, :, :1], continued, prompts)
     return DecodeGrowth(whole, tuple(prompts), tuple(generated), _table(tokens), _table(pages))
+
+
+def _after_prompts(policy: Policy, texts: Sequence[Captured], prompts: Sequence[int]) -> Tensor:
+    """Mean tokens, then pages, of a head when prompts are complete: float64 [2, prompts, 2 tiers]."""
+    head_dim = texts[0].keys[0].shape[-1]
+    capacity = torch.tensor([layout.tokens for layout in live_layout(policy, head_dim).tiers])
+    found = []
+    for prompt in prompts:
+        kept = torch.stack([kept_tokens(policy, text, prompt) for text in texts]).cpu()
+        both = torch.stack([kept, pg.pages_held(kept, capacity.expand_as(kept))])
+        found.append(both.double().mean((1, 2, 3)))
+    return torch.stack(found, 1)
+
+
+def _between(gained: Tensor, continued: Sequence[int], prompts: Sequence[int]) -> Tensor:
+    """[2, continued, generated, tiers] at all `prompts`, linear between those continued and level beyond them."""
+    at = torch.tensor(continued, dtype=torch.float64)
+    rows = []
+    for prompt in prompts:
+        right = min(int(torch.searchsorted(at, prompt)), len(continued) - 1)
+        left = max(0, right - 1)
+        span = continued[right] - continued[left]
+        share = min(1.0, (prompt - continued[left]) / span) if span else 0.0
+        rows.append(gained[:, left] + share * (gained[:, right] - gained[:, left]))
+    return torch.stack(rows, 1)
 
 
 @torch.inference_mode()

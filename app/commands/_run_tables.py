@@ -58,6 +58,21 @@ def _ratios(summary: Mapping[str, Any]) -> str:
     return f"{summary['nominal_ratio']:.2f}x / {summary['physical_ratio']:.2f}x"
 
 
+def _running(summary: Mapping[str, Any]) -> str:
+    return f"{summary['max_running']:,} / {summary['mean_running']:,.1f}"
+
+
+def more_at_once(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence a policy: how many more (or fewer) requests it runs at once than the baseline."""
+    baseline = next((each for each in summaries if "paired" not in each), summaries[0])
+    return [
+        f"{each['policy']} runs {each['max_running'] - baseline['max_running']:+,} requests at once against "
+        f"{baseline['policy']}, {each['mean_running'] - baseline['mean_running']:+,.1f} on average"
+        for each in summaries
+        if each is not baseline
+    ]
+
+
 def _prefixes(summary: Mapping[str, Any]) -> str:
     rate = summary.get("prefix_hit_rate")
     return str(summary["prefix_caching"]) if rate is None else f"{100 * rate:.1f} %"
@@ -79,7 +94,7 @@ ROWS: tuple[tuple[str, Figure], ...] = (
     ("E2EL ms minus the baseline's, mean", _against_baseline),
     ("KV peak, GiB per GPU", _pages),
     ("compression, nominal / physical", _ratios),
-    ("most running at once", _number("max_running", 0)),
+    ("running at once, most / mean", _running),
     ("preemptions", _number("preemptions", 0)),
     ("$ per million output tokens", _number("usd_per_million_output_tokens", 3)),
     ("prompt tokens found in the prefix cache", _prefixes),
@@ -135,6 +150,8 @@ def print_comparison(config: Mapping[str, Any], summaries: Sequence[Mapping[str,
     slo = " and ".join(f"{metric.upper()} <= {bound:g} ms" for metric, bound in first["slo"].items())
     console.print(f"step times: {first['step_time_source']}; goodput: {slo or 'no SLO'}; {first['window']}")
     console.print(f"intervals: {first['interval_kind']}; differences to the baseline are taken request by request")
+    for sentence in more_at_once(summaries):
+        console.print(sentence, markup=False)
     for summary in summaries:
         for request, reason in summary["rejections"][:3]:
             console.print(f"{summary['policy']}: request {request} rejected: {reason}", markup=False)

@@ -26,10 +26,10 @@ from leankv.serving.profile import HeadRetention
 if TYPE_CHECKING:
     from torch import Tensor
 
-GENERATED = (0, 16, 32, 64)
+GENERATED = (0, 4, 16, 32, 64)
 QUICK_GENERATED = (0, 8, 16)
-CONTINUED, LONGEST_CONTINUED, CONTINUED_TEXTS = 5, 1024, 3
-"""How many prompts are continued at most; up to which length; of how many texts."""
+CONTINUED, CONTINUED_TEXTS = (1, 1.125, 1.5, 2, 4, 8, 16), 3
+"""Which prompts are continued, in windows: just above one, all heads open their first page of the low tier at once."""
 
 
 def head_retention(policy: Policy, texts: Sequence[Captured], contexts: Sequence[int]) -> HeadRetention:
@@ -58,9 +58,8 @@ def decode_growth(
         return None
     whole = policy.budget.window
     longest = min(text.tokens for text in texts)
-    prompts = [whole, *(context for context in contexts if whole < context <= longest)]
-    continued = [prompt for prompt in prompts if prompt <= min(LONGEST_CONTINUED, longest - generated[-1])]
-    continued = continued[:: max(1, -(-len(continued) // CONTINUED))]
+    continued = [prompt for each in CONTINUED if (prompt := round(each * whole)) <= longest - generated[-1]]
+    prompts = sorted({*continued, *(context for context in contexts if whole < context <= longest)})
     if len(prompts) < 2 or not continued:
         return None
     seen = []

@@ -40,8 +40,8 @@ class Captured:
 
     def on_host(self) -> Captured:
         """In float32 in the host's memory."""
-        parts = ([x.cpu().float() for x in of] for of in (self.queries, self.keys, self.values))
-        return Captured(*parts, self.scales)
+        queries, keys, values = ([x.cpu().float() for x in of] for of in (self.queries, self.keys, self.values))
+        return Captured(queries, keys, values, self.scales)
 
 
 def capture(loaded: Loaded, tokens: Tensor) -> Captured:

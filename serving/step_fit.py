@@ -18,13 +18,14 @@ class StepFit:
     after `context` earlier ones, lasts
 
         linear(n + sum of c) + row_s * (sequences that get a token)
-        + decode_s + decode_sequence_s * n + sum of read_s_per_byte[i] * b[i]                                if n > 0
+        + decode_s + (decode_sequence_s + move_s / move_every) * n + sum of read_s_per_byte[i] * b[i]        if n > 0
         + sum over chunks: chunk_s + chunk_token_s * c + context_token_s * context + pair_s * pairs
         + sum over prompts completed: prompt_s + prompt_token_s * prompt
 
     where b[i] are keys and values in their tier's format, and pairs = c * context + c (c + 1) / 2 positions attended.
     `linear` is linear between `linear_tokens` (the first 1) with the values `linear_s`, and the last slope goes on: the
-    linear layers, and what every step costs. `read_s_per_byte` has two tiers, the most that a live policy has.
+    linear layers, and what every step costs. `read_s_per_byte` has two tiers, the most that a live policy has. A policy
+    that moves a sequence's tokens between tiers in bulk, every `move_every` steps, takes `move_s` for it.
 
     Raises:
         InputError: a negative or falling term.
@@ -42,6 +43,8 @@ class StepFit:
     pair_s: float
     prompt_s: float
     prompt_token_s: float
+    move_s: float = 0.0
+    move_every: int = 1
 
     def __post_init__(self) -> None:
         knots = self.linear_tokens
@@ -60,12 +63,17 @@ class StepFit:
         slope = (values[left + 1] - values[left]) / (knots[left + 1] - knots[left])
         return values[left] + slope * (tokens - knots[left])
 
+    @property
+    def sequence_s(self) -> float:
+        """Seconds that a decoding sequence adds beside what it reads, its share in moving tokens included."""
+        return self.decode_sequence_s + self.move_s / self.move_every
+
     def decode(self, sequences: int, read_bytes: Sequence[float]) -> float:
         """Seconds that decoding adds; read_bytes: by tier, of all sequences."""
         if not sequences:
             return 0.0
         reads = sum(each * count for each, count in zip(self.read_s_per_byte, read_bytes, strict=False))
-        return self.decode_s + self.decode_sequence_s * sequences + reads
+        return self.decode_s + self.sequence_s * sequences + reads
 
     def chunk(self, tokens: int, context: int) -> float:
         """Seconds that a chunk of a prompt adds, beside its linear layers."""

@@ -21,9 +21,10 @@ class StepSample:
     reference: a fixed piece of work timed around the step, over its best time: 1 where nothing disturbed the machine.
     kept: whether that was near enough to 1. tokens: computed, decoded ones included; rows: sequences that got a token;
     attended: positions that the decoding sequences attended to; read_bytes: keys and values that they hold, in their
-    tier's format, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of prompts (see
-    `StepFit`); completed, completed_tokens: prompts that the step finished, and their lengths together; pages: held
-    after it.
+    tier's format, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of
+    prompts (see `StepFit`); completed, completed_tokens: prompts that the step finished, and their lengths together;
+    moved: decoding requests whose tokens changed tier in bulk, where a policy does that every so many steps; pages: held
+    after the step.
     """
 
     policy: str
@@ -44,6 +45,7 @@ class StepSample:
     pairs: float
     completed: int
     completed_tokens: int
+    moved: int
     pages: int
 
 

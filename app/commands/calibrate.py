@@ -189,7 +189,8 @@ class Book:
 
         self.samples += measured.samples
         timed = points(self.samples)
-        fits, errors = fit_steps(timed), held_out(timed)
+        every = {name: self._move_every(name) for name in {point.policy for point in timed}}
+        fits, errors = fit_steps(timed, every), held_out(timed)
         new = _policy_profile(policy, measured, fits[policy.name])
         policies = {**self.profile.policies, policy.name: new}
         fitted = {name: replace(each, fit=fits[name], held_out=errors.get(name, {})) for name, each in policies.items()}
@@ -197,6 +198,12 @@ class Book:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.profile = replace(self.profile, policies=fitted, noise=noise, created=now)
         save_profile(self.profile, samples_table(self.samples), self.folder)
+
+    def _move_every(self, name: str) -> int:
+        from leankv.backend.calibration.steps import move_every
+        from leankv.serving.policies.registry import policy_named
+
+        return move_every(policy_named(name))
 
 
 def _policy_profile(policy: Policy, measured: MeasuredPolicy, fit: StepFit) -> PolicyProfile:

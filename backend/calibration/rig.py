@@ -39,11 +39,15 @@ class ChunkSpec:
 
 @dataclass(frozen=True)
 class Timed:
-    """A step: how long it lasted, what the engine wrote of it, and tokens held by its decoding requests, by tier."""
+    """A step: how long it lasted, what the engine wrote of it, and tokens held by its decoding requests, by tier.
+
+    fewer: requests whose first tier held fewer tokens after it than before.
+    """
 
     seconds: float
     row: StepRow
     held: tuple[int, int]
+    fewer: int
 
 
 class Rig:
@@ -95,11 +99,14 @@ class Rig:
             if chunk.context:
                 self._fill(len(before) + chunk.context, steps=1)
         self._allow(len(before) + sum(chunk.tokens for chunk in chunks))
+        earlier = self.held(before)
         began = time.perf_counter()
         self.engine.step()
         seconds = time.perf_counter() - began
         row = self.engine.log.rows[-1]
-        timed = Timed(seconds, row, self._held(before))
+        held = self.held(before)
+        fewer = sum(now[0] < then[0] for then, now in zip(earlier, held, strict=True))
+        timed = Timed(seconds, row, (sum(high for high, _ in held), sum(low for _, low in held)), fewer)
         self._clear(before)
         asked = tuple((chunk.context, chunk.tokens) for chunk in chunks)
         return timed if row.chunks == asked and row.decoding == len(before) else None
@@ -142,8 +149,8 @@ class Rig:
                 self.engine.scheduler.finish(request)
 
     @torch.inference_mode()
-    def _held(self, requests: Sequence[LiveRequest]) -> tuple[int, int]:
+    def held(self, requests: Sequence[LiveRequest]) -> list[tuple[int, int]]:
+        """Tokens of each request by tier, over all layers and heads. Waits for the device."""
         tables = self.engine.cache.tables
         by_slot = tables.counts.view(tables.slots, -1, 2).sum(1).tolist()
-        high, low = (sum(by_slot[request.slot][tier] for request in requests) for tier in (0, 1))
-        return int(high), int(low)
+        return [(by_slot[request.slot][0], by_slot[request.slot][1]) for request in requests]

@@ -12,6 +12,8 @@ from leankv.backend.calibration.design import Grid, PointSpec, Scene, point_toke
 from leankv.backend.calibration.reference import LIMIT, Noise, Reference, kept_of, noise_of
 from leankv.backend.calibration.rig import Rig, Timed
 from leankv.backend.engine import Engine
+from leankv.serving.policies.base import Policy
+from leankv.serving.policies.budgets import Residual
 from leankv.serving.step_samples import StepSample
 
 Progress = Callable[[float], None]
@@ -91,6 +93,13 @@ class _Timing:
         return MeasuredSteps(samples, noise_of(references, points))
 
 
+def move_every(policy: Policy) -> int:
+    """Decode steps from one time that a request's tokens change tier in bulk to the next; 1 where they never do."""
+    if isinstance(policy.budget, Residual):
+        return policy.budget.block
+    return max(1, policy.trigger.steps)
+
+
 def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) -> StepSample:
     """reference is in seconds here; its best is not known yet."""
     row, policy, head_dim = timed.row, engine.policy, engine.cache.shape.head_dim
@@ -115,5 +124,6 @@ def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) ->
         pairs=sum(tokens * context + tokens * (tokens + 1) / 2 for context, tokens in row.chunks),
         completed=len(row.completed),
         completed_tokens=sum(row.completed),
+        moved=timed.fewer if move_every(policy) > 1 else 0,
         pages=row.staging + row.tier0 + row.tier1,
     )

@@ -18,6 +18,8 @@ def in_words(fit: StepFit, tiers: Mapping[int, str] | None = None) -> list[str]:
     for tier, per_byte in enumerate(fit.read_s_per_byte):
         decoding[f"a MiB read of {(tiers or {}).get(tier, f'tier {tier}')}"] = per_byte * (1 << 20)
     lines.append(_sum("decoding", decoding, "the cache's own work and attention"))
+    moves = {f"a sequence, every {fit.move_every} steps": fit.move_s}
+    lines.append(_sum("moving tokens to another tier", moves, "on average a share of it each step"))
     chunk = {"a chunk": fit.chunk_s, "a token": fit.chunk_token_s, "a token before it": fit.context_token_s}
     lines.append(_sum("a prompt's chunk", {**chunk, "a million pairs attended": fit.pair_s * 1e6}, "beside its layers"))
     ends = {"a prompt": fit.prompt_s, "a token of it": fit.prompt_token_s}

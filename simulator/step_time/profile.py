@@ -40,7 +40,7 @@ class Measured:
         return self.fit.prompt(prompt) if prompt else 0.0
 
     def decode_work_s(self, policy: Policy, sequences: int) -> float:
-        return self.fit.decode_s + self.fit.decode_sequence_s * sequences
+        return self.fit.decode_s + self.fit.sequence_s * sequences
 
 
 def measured(profile: Profile, policy: Policy, tp: int) -> Measured:

@@ -6,7 +6,7 @@ each policy's steps help to tell what is common from what is its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -40,6 +40,7 @@ OWN_TERMS = (
     "pair_s",
     "prompt_s",
     "prompt_token_s",
+    "move_s",
 )
 SHARED_TERMS = ("row_s", "pair_s")
 
@@ -55,17 +56,17 @@ class Point:
 
 
 def points(samples: Iterable[StepSample]) -> list[Point]:
-    """Undisturbed samples by point; a point whose samples were all disturbed is left out."""
+    """Undisturbed samples by point, apart where other numbers of requests moved their tokens."""
 
-    def key(sample: StepSample) -> tuple[str, int]:
-        return sample.policy, sample.point
+    def key(sample: StepSample) -> tuple[str, int, int]:
+        return sample.policy, sample.point, sample.moved
 
     kept = sorted((sample for sample in samples if sample.kept), key=key)
     return [_point(list(group)) for _, group in groupby(kept, key)]
 
 
-def fit_steps(measured: Sequence[Point]) -> dict[str, StepFit]:
-    """The fit of each policy among the points.
+def fit_steps(measured: Sequence[Point], move_every: Mapping[str, int] | None = None) -> dict[str, StepFit]:
+    """The fit of each policy among the points. move_every: by policy, see `StepFit`; where it is not said, 1.
 
     Raises InputError where there are no points of more than one token, or none without a prompt.
     """
@@ -77,7 +78,8 @@ def fit_steps(measured: Sequence[Point]) -> dict[str, StepFit]:
     for _ in range(1 + REWEIGHTED):
         solution = _solved(rows / scale[:, None], seconds / scale)
         scale = np.clip(rows @ solution, seconds / WILD, seconds * WILD)
-    return {name: _fit_of(solution, knots, index) for index, name in enumerate(names)}
+    every = move_every or {}
+    return {name: _fit_of(solution, knots, index, every.get(name, 1)) for index, name in enumerate(names)}
 
 
 def _solved(rows: Floats, target: Floats) -> Floats:
@@ -97,7 +99,8 @@ def predicted_s(fit: StepFit, sample: StepSample) -> float:
         + fit.pair_s * sample.pairs
     )
     ends = fit.prompt_s * sample.completed + fit.prompt_token_s * sample.completed_tokens
-    return fit.linear(sample.tokens) + fit.row_s * sample.rows + fit.decode(sample.decoding, read) + chunks + ends
+    decoding = fit.decode(sample.decoding, read) + fit.move_s * (sample.moved - sample.decoding / fit.move_every)
+    return fit.linear(sample.tokens) + fit.row_s * sample.rows + decoding + chunks + ends
 
 
 def held_out(measured: Sequence[Point]) -> dict[str, dict[str, HeldOut]]:
@@ -158,6 +161,7 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
         "pair_s": sample.pairs,
         "prompt_s": sample.completed,
         "prompt_token_s": sample.completed_tokens,
+        "move_s": sample.moved,
     }
     row = np.zeros(1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * len(names))
     row[: 1 + len(stretches) + len(SHARED_TERMS)] = [1.0, *stretches, sample.rows, sample.pairs]
@@ -166,7 +170,7 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
     return row
 
 
-def _fit_of(solution: Floats, knots: tuple[int, ...], index: int) -> StepFit:
+def _fit_of(solution: Floats, knots: tuple[int, ...], index: int, move_every: int) -> StepFit:
     slopes = solution[1 : len(knots)]
     values = solution[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(knots))])
     shared = dict(zip(SHARED_TERMS, solution[len(knots) :].tolist(), strict=False))
@@ -185,4 +189,6 @@ def _fit_of(solution: Floats, knots: tuple[int, ...], index: int) -> StepFit:
         pair_s=shared["pair_s"] + own["pair_s"],
         prompt_s=own["prompt_s"],
         prompt_token_s=own["prompt_token_s"],
+        move_s=own["move_s"],
+        move_every=move_every,
     )

@@ -115,7 +115,8 @@ def test_a_cache_that_was_filled_holds_what_the_model_would_have_stored(policy: 
     computed.fill([100, 50])
     for one, other in ((filled, computed), (computed, filled)):
         assert [request.cached for request in one.decoding] == [100, 50]
-        assert one._held(one.decoding) == pytest.approx(other._held(other.decoding), rel=0.02)
+        for mine, others in zip(one.held(one.decoding), other.held(other.decoding), strict=True):
+            assert mine == pytest.approx(others, rel=0.02)
     assert filled.step() and computed.step()
     assert [request.output for request in filled.decoding] == [request.output for request in computed.decoding]
 
@@ -136,6 +137,13 @@ def test_the_bench_makes_the_step_that_was_asked_for() -> None:
     assert rig.step((ChunkSpec(0, 10),) * 3).row.completed == (10, 10, 10)  # type: ignore[union-attr]
     assert rig.engine.idle
     rig.engine.cache.check_integrity()
+
+
+def test_the_bench_tells_when_a_window_passes_a_block_on() -> None:
+    rig = rig_of("kivi")
+    rig.fill([126, 100])
+    fewer = [timed.fewer for timed in (rig.step() for _ in range(4)) if timed]
+    assert fewer == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("limits", [(16, 512, 2048), (2, 32, 160), (64, 2048, 8192), (1, 8, 128)])

@@ -80,6 +80,7 @@ def _sample(policy: str, number: int, contexts: list[int], chunks: list[tuple[in
         pairs=sum(size * context + size * (size + 1) / 2 for size, context, _ in chunks),
         completed=len(ended),
         completed_tokens=sum(ended),
+        moved=0,
         pages=0,
     )
 
@@ -141,6 +142,18 @@ def test_policies_share_what_is_common_and_keep_what_is_their_own() -> None:
     assert found["leankv"].read_s_per_byte == pytest.approx((3e-10, 5e-10), rel=0.02)
     assert found["leankv"].prompt_s == pytest.approx(30e-3, rel=0.05)
     assert found["fp16"].prompt_s < 1e-3
+
+
+def test_what_is_done_every_so_many_steps_is_told_apart_and_shared_out() -> None:
+    """KIVI's window passes a block on: one step in 32 of a sequence. A median would never see it."""
+    plain = StepFit((1, 512), (0.01, 0.5), 1e-3, 1e-3, 1e-3, (1e-10, 1e-10), 1e-3, 0.0, 0.0, 1e-9, 0.0, 0.0)
+    fit = replace(plain, move_s=60e-3, move_every=32)
+    moving = [replace(each, moved=each.point % 3 == 0) for each in designed("kivi", 1) if each.decoding]
+    rest = [each for each in designed("kivi", 1) if not each.decoding]
+    found = fit_steps(points(timed(fit, [*moving, *rest])), {"kivi": 32})["kivi"]
+    assert found.move_s == pytest.approx(60e-3, rel=0.05)
+    assert found.sequence_s == pytest.approx(1e-3 + 60e-3 / 32, rel=0.1)
+    assert found.decode(4, (0, 0)) == pytest.approx(fit.decode(4, (0, 0)), rel=0.1)
 
 
 def test_disturbed_samples_do_not_count() -> None:

@@ -23,8 +23,8 @@ class StepSample:
     attended: positions that the decoding sequences attended to; read_bytes: keys and values that they hold, in their
     tier's format, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of
     prompts (see `StepFit`); completed, completed_tokens: prompts that the step finished, and their lengths together;
-    moved: decoding requests whose tokens changed tier in bulk, where a policy does that every so many steps; pages: held
-    after the step.
+    moved: decoding requests whose tokens changed tier in bulk, where a policy does that every so many steps; pages:
+    held after the step.
     """
 
     policy: str

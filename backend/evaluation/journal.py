@@ -12,6 +12,8 @@ from leankv.serving.errors import InputError
 from leankv.serving.quality import TASKS, has_quality, load_quality
 
 NAME = "journal.jsonl"
+GROWING = ("windows",)
+"""Settings that may differ from call to call: more of them add samples and leave the others as they were."""
 Row = dict[str, Any]
 
 
@@ -106,5 +108,11 @@ class Journal:
                 held = f"{where} holds an evaluation with {key} {identity.get(key)}"
                 raise InputError(f"{held}, not {value}; name another --output-dir")
         for task, each in settings.items():
-            if self.settings.setdefault(task, dict(each)) != dict(each):
+            mine = self.settings.setdefault(task, dict(each))
+            if _without_growth(mine) != _without_growth(each):
                 raise InputError(f"{where} holds other settings of task {task}; name another --output-dir or remove it")
+            self.settings[task] = mine | {name: max(mine[name], each[name]) for name in GROWING if name in mine}
+
+
+def _without_growth(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in GROWING}

@@ -19,7 +19,7 @@ from leankv.serving.errors import InputError
 TASK = "Remember the magic number that is hidden in the following text.\n\n"
 NEEDLE = " The magic number is {}. "
 QUESTION = "\n\nWhat is the magic number that is hidden in the text?"
-LEAD = "The magic number is"
+LEAD = "The magic number is "
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Needle:
         first = int(start * (len(hay) - room))
         cut = first + round(depth * room)
         prompt = [*head, *hay[first:cut], *needle, *hay[cut : first + room], *tail]
-        forced, scored_from = begun(tokenizer, LEAD, f" {digits}")
+        forced, scored_from = begun(tokenizer, LEAD, digits)
         about = {"subject": "essays", "context_tokens": context, "depth": depth, "reference": digits}
         name = f"needle-{context:06}-{round(100 * depth):03}-{repeat:02}"
         return Item(name, prompt, forced, scored_from, about={**about, "question": QUESTION.strip()})

@@ -176,11 +176,23 @@ def test_cut_off_after_any_batch_it_ends_in_the_same_bytes(tmp_path: Path) -> No
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     evaluate(evaluation(["fp16"], some_tasks()[:1]), tmp_path, lambda share: None)
-    other: list[Task] = [Perplexity([TEXT], windows=4, prefix=150, scored=12)]
+    other: list[Task] = [Perplexity([TEXT], windows=5, prefix=140, scored=12)]
     with pytest.raises(InputError, match="other settings of task perplexity"):
         evaluate(evaluation(["fp16"], other), tmp_path, lambda share: None)
     with pytest.raises(InputError, match="seed 0, not 1"):
         evaluate(replace(evaluation(["fp16"], some_tasks()[:1]), seed=1), tmp_path, lambda share: None)
+
+
+def test_more_windows_add_to_what_is_there(tmp_path: Path) -> None:
+    def asked(windows: int) -> Evaluation:
+        return evaluation(["int4"], [Perplexity([TEXT], windows=windows, prefix=150, scored=5)])
+
+    few = evaluate(asked(3), tmp_path, lambda share: None)
+    more = evaluate(asked(6), tmp_path, lambda share: None)
+    assert more.settings["perplexity"]["windows"] == 6 and more.policies["int4"].scores["perplexity"].n == 6
+    assert [row for row in rows(more) if row["sample_id"] < "window-0003"] == rows(few)
+    assert rows(more) == rows(evaluate(asked(6), None, lambda share: None))
+    assert evaluate(asked(3), tmp_path, lambda share: None).policies == more.policies
 
 
 def test_what_the_samples_tell() -> None:
@@ -197,7 +209,7 @@ def test_what_the_samples_tell() -> None:
         assert row["score"] == pytest.approx(math.exp(row["log_probability_nats"] / 12))
         assert (row["prompt_tokens"], row["scored_tokens"]) == (150, 12)
     for row in by_task["needle"]:
-        assert (row["prompt_tokens"], row["scored_tokens"], row["context_tokens"]) == (200, 6, 200)
+        assert (row["prompt_tokens"], row["scored_tokens"], row["context_tokens"]) == (200, 5, 200)
     for row in by_task["answers"]:
         assert row["output_tokens"] <= 6 and row["stopped"] == (row["output_tokens"] < 6)
     assert all(2 < row["kv_fp16_bytes"] / row["kv_page_bytes"] < 4 for row in by_task["perplexity"])
@@ -211,7 +223,7 @@ def test_longer_than_the_model_reads_is_refused() -> None:
 
 def test_a_needle_lies_where_it_should_and_its_digits_are_scored() -> None:
     items = Needle([TEXT], contexts=(220,), depths=(0.0, 1.0), repeats=1).items(Letters())
-    digits = Letters()(f" {items[0].about['reference']}")["input_ids"]
+    digits = Letters()(items[0].about["reference"])["input_ids"]
     assert list(items[0].forced[items[0].scored_from :]) == digits and items[0].scored_from == len(LEAD)
 
     def place(item: Item) -> int:

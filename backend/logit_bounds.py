@@ -27,11 +27,11 @@ BF16_MARGIN = 2.0**-5
 those that two orders of summation give differ by a few such steps; eight steps of 2**-8 are the bound. Beyond it the
 reference's choice is no matter of rounding, and the engine's must be the same."""
 
-EIGHT_BITS_ERROR = 0.05
+EIGHT_BITS_ERROR = 0.02
 """Of the logits' norm. Eight bits err by at most half a step, 1/510 of a vector's range: for a range of some five
 standard deviations, evenly spread, that is 0.6 % of a key or value, and about 1 % of attention's output, by keys and
-values together. Layers err independently and add up in the residual stream by the root of their number: of 30 layers,
-to 5 % if a layer's attention were all that there is. Four bits' step is 17 times as wide and breaks this bound."""
+values together. Layers err independently and their outputs add up in the residual stream, so that the sum errs by no
+larger a share than its parts; the bound is twice that. Four bits' step is 17 times as wide and breaks it."""
 
 ALL_HIGH = "leankv:alpha_low=0,alpha_high=0,high="
 

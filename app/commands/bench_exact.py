@@ -36,12 +36,16 @@ class Exact:
 
 def main(argv: list[str]) -> int:
     """Run `leankv bench exact`; raises InputError for bad input."""
+    import os
+
     from leankv.serving.errors import InputError
 
     command = parsed(Exact, "leankv bench exact", ABOUT, argv)
     if command.prompts < 2 or command.output < 1:
         raise InputError("give at least --prompts 2 and --output 1")
 
+    # As in `leankv run`: waiting threads must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     from leankv.backend.exactness import compare

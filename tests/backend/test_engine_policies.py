@@ -9,7 +9,7 @@ import torch
 from leankv.backend.exact import fp32
 from leankv.backend.exactness import greedy
 from leankv.backend.live_request import LiveRequest
-from leankv.backend.logit_bounds import BF16_MARGIN, forced_logits, margins, rounded
+from leankv.backend.logit_bounds import BF16_MARGIN, EIGHT_BITS_ERROR, forced_logits, margins, rounded
 from leankv.backend.weights import Loaded
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.registry import policy_named
@@ -42,7 +42,7 @@ def test_all_high_in_eight_bits_stays_within_the_quantization_error() -> None:
         found = logits_of(policy_named(ALL_HIGH + format), tokens)
         return float((found - exact).norm() / exact.norm())
 
-    assert error("K8V8") < 0.02 < error("K8V4") < error("K4V2")
+    assert error("K8V8") < EIGHT_BITS_ERROR < error("K8V4") < error("K4V2")
 
 
 def test_in_bfloat16_only_close_calls_are_chosen_otherwise() -> None:

@@ -13,6 +13,8 @@ from itertools import groupby
 import numpy as np
 
 from leankv.serving.errors import InputError
+from leankv.serving.paired import BASELINE
+from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import HeldOut
 from leankv.serving.step_fit import StepFit
 from leankv.serving.step_samples import StepSample
@@ -150,17 +152,20 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
     stretches = [
         min(max(sample.tokens - low, 0), high - low) for low, high in zip(knots, (*knots[1:-1], np.inf), strict=False)
     ]
+    staged = policy_named(point.policy).staged
     own = {
         "decode_s": sample.decoding > 0,
         "decode_sequence_s": sample.decoding,
         "read_0": sample.read_bytes_tier0,
         "read_1": sample.read_bytes_tier1,
         "chunk_s": sample.chunks,
-        "chunk_token_s": sample.chunk_tokens,
+        # Beside chunks only a few decoded tokens tell what linear layers cost a token: all of it, under the baseline.
+        "chunk_token_s": 0 if point.policy == BASELINE else sample.chunk_tokens,
         "context_token_s": sample.context_tokens,
         "pair_s": sample.pairs,
-        "prompt_s": sample.completed,
-        "prompt_token_s": sample.completed_tokens,
+        # Who does not wait for a prompt's last query has nothing to do when it comes.
+        "prompt_s": sample.completed if staged else 0,
+        "prompt_token_s": sample.completed_tokens if staged else 0,
         "move_s": sample.moved,
     }
     row = np.zeros(1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * len(names))

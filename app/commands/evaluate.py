@@ -14,6 +14,7 @@ from leankv.app.commands._deployment import Policies
 from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
 from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
+from leankv.app.commands.run import live_policies
 from leankv.app.commands.traces import Count, File
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
     options = parsed(Options, "leankv evaluate", ABOUT, argv)
     require_place_for_file(options.json)
     require_place_for_folder(options.output_dir)
-    policies = _policies(options.policy or POLICIES)
+    policies = live_policies(options.policy or POLICIES)
     _require_numbers(options)
 
     # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
@@ -92,20 +93,6 @@ def main(argv: list[str]) -> int:
         quality = evaluate(evaluation, options.output_dir, report)
     _tell(options, quality)
     return 0
-
-
-def _policies(names: tuple[str, ...]) -> list[Policy]:
-    from leankv.serving.errors import InputError
-    from leankv.serving.policies.registry import policy_named, registry
-
-    if len(set(names)) < len(names):
-        raise InputError(f"--policy {next(n for n in names if names.count(n) > 1)} is given twice; give it once")
-    policies = [policy_named(name) for name in names]
-    for policy in policies:
-        if not policy.live:
-            live = ", ".join(name for name, each in registry.items() if each.live)
-            raise InputError(f"--policy {policy.name} can be simulated, but does not run live; choose from {live}")
-    return policies
 
 
 def _require_numbers(options: Options) -> None:

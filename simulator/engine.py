@@ -118,8 +118,9 @@ class JumpEngine:
             first += self.costs.tokens_and_logits(sequences, sequences - replaying) - line.linear
         count = self.horizon(limit, first, slope, line)
         waiting = len(self.scheduler.waiting)
-        given = sequences - replaying
-        self.log.segments.add((clock >> TICK_BITS, ledger.steps, count, first, slope, given, replaying, waiting))
+        self.log.segments.add(
+            (clock >> TICK_BITS, ledger.steps, count, first, slope, sequences - replaying, replaying, waiting)
+        )
         self.clock = clock + count * first + slope * (count * (count - 1) // 2)
         self._read = read + count * read_slope
         ledger.steps += count
@@ -136,10 +137,12 @@ class JumpEngine:
             request = chunk.request
             last = chunk.last
             tokens += chunk.tokens
-            rows += last and request.gives_token
+            rows += last
             ticks += costs.prefill(chunk.tokens, chunk.context, last)
             if request.stay_ps < 0:
                 self._admitted(request, now)
+        if ledger.late:
+            rows -= sum(chunk.last and not chunk.request.gives_token for chunk in chunks)
         ticks += costs.tokens_and_logits(tokens, rows) + costs.decode_beside_prompts(sequences, self._read)
         waiting = len(self.scheduler.waiting)
         self.log.segments.add((now, ledger.steps, 1, ticks, 0, given, tokens - given, waiting))
@@ -167,7 +170,7 @@ class JumpEngine:
         request, steps, now = chunk.request, self.ledger.steps, self.clock >> TICK_BITS
         request.decode_ps = now
         request.decode_step = steps
-        if request.gives_token:
+        if request.prefill_target == request.prompt_tokens + request.generated:
             request.resume_step = steps
             if request.first_token_ps < 0:
                 request.first_token_ps = now

@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.simulator.small_world import SmallMemory, SmallWorld
-from tests.simulator.test_engine import MAX_OUTPUT, MAX_PROMPT, Requests, steps_of, timestamps, workloads, worlds
+from tests.simulator.test_engine import (
+    MAX_OUTPUT,
+    MAX_PROMPT,
+    Requests,
+    blocks,
+    steps_of,
+    timestamps,
+    workloads,
+    worlds,
+)
 
 from leankv.simulator.cluster import ClosedLoop, Replica, run_open_loop
 from leankv.simulator.engine import JumpEngine
@@ -54,13 +63,18 @@ def late_worlds(draw: st.DrawFn) -> tuple[SmallWorld, SmallLate]:
     return SmallWorld(world.memory, world.costs, world.limits, most + spare, world.watermark), late
 
 
-def run(world: SmallWorld, late: SmallLate, rows: list, per_step: bool, concurrency: int | None):
+def run(
+    world: SmallWorld, late: SmallLate, rows: list, per_step: bool, concurrency: int | None, block: int | None = None
+):
+    """`block`: tokens of a shared prefix block; policies that share prefixes keep everything, so none are replayed."""
     records = RequestRecords()
-    workload = Requests(rows, late)
+    block = None if late.replays else block
+    workload = Requests(rows, late, block)
+    capacity = world.capacity + (MAX_PROMPT // block * late.pages(block, block) if block else 0)
 
     def make(on_finish):
         engine, ledger = (StepwiseEngine, LateCountingLedger) if per_step else (JumpEngine, LateLedger)
-        account = ledger(late, world.capacity, world.watermark)
+        account = ledger(late, capacity, world.watermark, workload.prefix_cache())
         return engine(world.limits, account, world.costs, world.curves(), on_finish)
 
     replica = Replica(0, records, make)
@@ -76,10 +90,10 @@ loops = st.one_of(st.none(), st.integers(1, 9))
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(late_worlds(), workloads, loops)
-def test_jumps_equal_steps(worlds, rows, concurrency) -> None:
-    jumped, jump = run(*worlds, rows, False, concurrency)
-    stepped, step = run(*worlds, rows, True, concurrency)
+@given(late_worlds(), workloads, loops, blocks)
+def test_jumps_equal_steps(worlds, rows, concurrency, block) -> None:
+    jumped, jump = run(*worlds, rows, False, concurrency, block)
+    stepped, step = run(*worlds, rows, True, concurrency, block)
     assert timestamps(jumped) == timestamps(stepped)
     assert steps_of(as_replica(jump)) == steps_of(as_replica(step))
     assert jump.log.preemption_gaps_ps == step.log.preemption_gaps_ps

@@ -25,6 +25,7 @@ LIMITS = {
     "KV capacity": "KV capacity (memory for the cache runs out)",
     "batch slots": "batch slots (the most requests that may run at once)",
     "arrivals": "arrivals (the device has time to spare)",
+    "concurrency": "concurrency (clients send no more at once)",
 }
 
 

@@ -79,7 +79,8 @@ class Deployment(Serving):
     tp: int = 1
     """GPUs that hold one replica (tensor parallel)."""
     kv_memory_gib: Gib = None
-    """KV pool of one GPU in GiB; default: what 90 percent of its memory leave beside weights and activations."""
+    """KV pool of one GPU in GiB; default: the profile's, else what 90 percent of its memory leave beside weights and
+    activations."""
 
     def configs(self, seed: int) -> list[SimulationConfig]:
         """One configuration a policy.
@@ -101,6 +102,7 @@ class Deployment(Serving):
             raise InputError(f"--policy {next(n for n in names if names.count(n) > 1)} is given twice; give it once")
         model, device, slo = self._model(profile), self._device(profile), parse_slo(self.slo)
         measured = profile.settings if profile else {}
+        pool = int(self.kv_memory_gib * GIB) if self.kv_memory_gib else measured.get("kv_memory_bytes")
         kinds = [tuple(policy_named(part) for part in name.split("+")) for name in names]
         return [
             SimulationConfig(
@@ -116,7 +118,7 @@ class Deployment(Serving):
                     self.max_num_batched_tokens, measured.get("max_num_batched_tokens"), MAX_NUM_BATCHED_TOKENS
                 ),
                 chunked_prefill=self.chunked_prefill,
-                kv_memory_bytes=None if self.kv_memory_gib is None else int(self.kv_memory_gib * GIB),
+                kv_memory_bytes=pool,
                 step_time=self.step_time or ("profile" if profile else "roofline"),
                 profile=profile,
                 step_overhead_ms=self.step_overhead_ms,

@@ -67,8 +67,10 @@ class Loaded:
         return self.model.config.get_text_config()
 
 
-def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: str = "cpu") -> Loaded:
-    """Load a model for inference, in `dtype` (default: float32 on a CPU, where few compute in less, else bfloat16).
+def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | str | None = None, device: str = "cpu") -> Loaded:
+    """Load a model for inference, in `dtype` or the dtype of that name.
+
+    Default: float32 on a CPU, where few compute in less, else bfloat16.
 
     name: "smollm2-135m" (the embedded default), a name of `leankv.backend.packaged_models`, a folder with
     `config.json`, a `.gguf` file, a Hugging Face name, or "random:SHAPE" (see `leankv.backend.random_weights`).
@@ -76,7 +78,8 @@ def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | None = None, device: st
     """
     import torch
 
-    chosen = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    default = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+    chosen: torch.dtype = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype or default)
     if name.startswith(RANDOM):
         from leankv.backend.random_weights import random_model
 

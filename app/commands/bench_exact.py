@@ -46,8 +46,6 @@ def main(argv: list[str]) -> int:
 
     # As in `leankv run`: waiting threads must not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
     from leankv.backend.exactness import compare
     from leankv.backend.logit_bounds import BF16_MARGIN, EIGHT_BITS_ERROR, eight_bits_error, rounded
     from leankv.backend.prompts import prompts_of
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> int:
         error = eight_bits_error(loaded, prompts[:FEW], command.output)
         print(f"leankv in eight bits: logits {error:.2%} of their norm apart, bound {EIGHT_BITS_ERROR:.0%}")
         report(5 / STEPS)
-        found = rounded(load(command.model, torch.bfloat16), prompts[:FEW], command.output)
+        found = rounded(load(command.model, "bfloat16"), prompts[:FEW], command.output)
         print(
             f"bfloat16: {found.different} of {found.tokens} tokens differ, the reference's margin there at most "
             f"{found.widest:.4f} of its largest logit, bound {BF16_MARGIN:.4f}"

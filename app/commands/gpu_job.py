@@ -113,13 +113,12 @@ def _each(flag: str, values: Sequence[str]) -> tuple[str, ...]:
 
 def _check(job: Job, folder: Path) -> None:
     """Refuse what cannot work; without a GPU, nothing is begun."""
-    import torch
-
+    from leankv.backend.live_setup import device_named
     from leankv.serving.errors import InputError
 
     if not job.minutes > 0:
         raise InputError(f"--minutes {job.minutes:g}: give a number above 0")
-    if job.backend != "cpu" and not torch.cuda.is_available():
+    if job.backend != "cpu" and device_named("auto") != "cuda":
         raise InputError("this machine has no GPU that torch can use; --backend cpu --quick runs the same parts, tiny")
     require_place_for_folder(folder)
 

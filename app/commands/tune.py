@@ -96,25 +96,23 @@ def _check(command: Tune) -> None:
 
 
 def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
-    import torch
-
-    from leankv.backend.capture import capture, mean_keys
     from leankv.backend.evaluation.evaluate import library_versions
     from leankv.backend.evaluation.perplexity import Perplexity
     from leankv.backend.evaluation.tune import Meter, Trials, tune
+    from leankv.backend.key_means import key_means_of
     from leankv.backend.texts import essays, read_texts, windows
     from leankv.backend.weights import load
     from leankv.serving.policies.registry import policy_named
 
     texts = read_texts(command.texts) if command.texts else essays()
-    loaded = load(command.model, dtype=getattr(torch, command.dtype))
+    loaded = load(command.model, dtype=command.dtype)
     task = Perplexity(texts, command.windows + command.held_out, command.prefix, command.scored)
     items = task.items(loaded.tokenizer)
     # The first tokens of the texts are left to calibrations, as in `evaluate`.
     policies = [policy_named(each.policy) for each in knobs]
     means = None
     if any("centred" in policy.key_transform for policy in policies):
-        means = mean_keys(capture(loaded, windows(texts, loaded.tokenizer, min(1024, task.skip), 1)[0]))
+        means = key_means_of(loaded, windows(texts, loaded.tokenizer, min(1024, task.skip), 1)[0])
     parts = {"held_in": items[: command.windows], "held_out": items[command.windows :]}
     settings = {**task.settings(), "model": loaded.name, "dtype": command.dtype, "held_out": command.held_out}
     meter = cache(lambda part: Meter(loaded, parts[part], means, policies))

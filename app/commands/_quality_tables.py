@@ -53,6 +53,7 @@ def _text_columns() -> tuple[tuple[str, Cell], ...]:
         ("physical x", lambda policy: f"{policy.physical_ratio:.2f}"),
         ("perplexity", _value("perplexity", "{:,.2f}")),
         ("", _interval("perplexity", "{:,.2f}")),
+        ("windows", lambda policy: str(found.n) if (found := policy.scores.get("perplexity")) else NONE),
         ("to fp16", _difference("perplexity", "{:+.2%}")),
         ("agreement", _value("agreement", "{:.1%}")),
         ("KL, nats", _value("kl_nats", "{:.4f}")),

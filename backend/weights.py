@@ -92,7 +92,8 @@ def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | str | None = None, devi
         local = isinstance(place, Path) or not _reaches_hub(place)
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=chosen, local_files_only=local)
-    return Loaded(name, model.to(device).eval(), tokenizer, str(place))
+    ours = isinstance(place, Path) and place.parent == models_folder()
+    return Loaded(name, model.to(device).eval(), tokenizer, Path(place).name if ours else str(place))
 
 
 def models_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Measure what policies cost in answers: perplexity, needles, choices, answers and their lengths, each beside fp16."""
+"""Measure what policies cost in answers: perplexity, needles, choices, answers and their lengths, beside fp16."""
 
 from __future__ import annotations
 

@@ -127,8 +127,9 @@ def test_cancel_stops_the_process_even_one_that_does_not_listen(
     job = running(board, BEATING.format(handler=handler))
     wait(lambda: board.get(job.id).state == "running" and board.get(job.id).progress == 0.5)
     assert board.cancel(job.id).state == "cancelled"
-    assert job.pid
-    assert not jobs._alive(job.pid)
+    pid = job.pid
+    assert pid
+    wait(lambda: not jobs._alive(pid))
     assert board.cancel(job.id).state == "cancelled"
 
 

@@ -38,16 +38,16 @@ def results(folder: Path) -> list[Found]:
 
 
 def offered(what: str) -> dict[str, Path]:
-    """Name -> folder of everything of this kind that is shipped or that a job has left, newest job first."""
+    """Name -> folder of everything of this kind that a job has left, newest first, then of what is shipped."""
     return dict(_offered(MARKS[what]))
 
 
 def _offered(mark: str) -> Iterator[tuple[str, Path]]:
-    for path in sorted(SHIPPED.rglob(mark)):
-        yield str(path.parent.relative_to(SHIPPED)), path.parent
     made = (home() / "jobs").rglob(mark)
     for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
         yield _job_label(path.parent), path.parent
+    for path in sorted(SHIPPED.rglob(mark)):
+        yield str(path.parent.relative_to(SHIPPED)), path.parent
 
 
 def _label(folder: Path, root: Path) -> str:

@@ -175,7 +175,7 @@ _KINDS = (
                 "Loads",
                 "several",
                 ("low", "knee", "overload"),
-                "The knee is the highest rate served in time; low is half of it, overload half as much again.",
+                "The knee is the highest rate served in time; low is two thirds of it, overload half as much again.",
                 ("low", "knee", "overload"),
             ),
             Field("--repeats", "Repeats", "count", 3, "Live runs of each policy and load.", least=1),

@@ -38,6 +38,10 @@ class Captured:
     def tokens(self) -> int:
         return len(self.keys[0])
 
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for of in (self.queries, self.keys, self.values) for each in of)
+
     def on_host(self) -> Captured:
         """In float32 in the host's memory."""
         queries, keys, values = ([x.cpu().float() for x in of] for of in (self.queries, self.keys, self.values))

@@ -1,4 +1,6 @@
-"""What other processes took of the cores while something was measured: a run beside a busy neighbour measures both."""
+"""What other processes took of this one's cores while something was measured: a run beside a busy neighbour measures
+both. On cores of its own (`taskset`), only what happens on these counts.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ class Neighbours:
         self._mine = process_time()
 
     def share(self) -> float | None:
-        """Share of all cores' time that went to other processes and virtual machines; None where it is unknown."""
+        """Share of the cores' time that went to other processes and virtual machines; None where it is unknown.
+
+        The cores are those on which this process may run.
+        """
         now = _machine_s()
         if self._began is None or now is None or now[1] <= self._began[1]:
             return None
@@ -28,11 +33,13 @@ class Neighbours:
 
 
 def _machine_s() -> tuple[float, float] | None:
-    """Busy seconds and seconds of all cores together since the machine started."""
+    """Busy seconds and seconds of this process's cores together since the machine started."""
     try:
-        columns = [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+        lines = [line.split() for line in STAT.read_text().splitlines()]
+        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        counters = [[int(word) for word in line[1:9]] for line in lines if line and line[0] in cores]
     except (OSError, ValueError):
         return None
-    idle = sum(columns[column] for column in IDLE)
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (sum(columns) - idle) / ticks, sum(columns) / ticks
+    idle = sum(columns[column] for columns in counters for column in IDLE)
+    ticks, passed = os.sysconf("SC_CLK_TCK"), sum(map(sum, counters))
+    return (passed - idle) / ticks, passed / ticks

@@ -1,9 +1,9 @@
 """The three loads of a validation, found by the simulator alone: low, knee and overload, and a pool that feels them.
 
 The knee is the highest rate at which the run is stable and 90 % of its requests stay within `SLO_SCALE` times the
-latency of an idle deployment (the SLO scale of AlpaServe, OSDI 2023, section 6.1). Low is half of it, overload half as
-much again. Without a stated pool, it is what fp16 needs for half of the requests that may run at once, so that memory,
-too, gives way under load.
+latency of an idle deployment (the SLO scale of AlpaServe, OSDI 2023, section 6.1). Low is two thirds of it, overload
+half as much again. Without a stated pool, it is what fp16 needs for half of the requests that may run at once, so that
+memory, too, gives way under load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from leankv.simulator.config import SimulationConfig
     from leankv.traces.trace import Trace
 
-LOADS: Mapping[str, float] = {"low": 0.5, "knee": 1.0, "overload": 1.5}
+LOADS: Mapping[str, float] = {"low": 2 / 3, "knee": 1.0, "overload": 1.5}
 """Rates as multiples of the knee's."""
 SLO_SCALE = 5.0
 PRECISION = 1.04

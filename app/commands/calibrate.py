@@ -35,12 +35,13 @@ Measure the live engine's step times and each policy's retention on this machine
   leankv calibrate --policy fp16 --policy leankv --model ./my-model --backend cuda --output-dir profiles/mine
   leankv simulate --profile profiles/mine --limit 40 --max-prompt 256 --max-output 32
 
-The profile is written after each policy; with the same settings and --output-dir, a later call goes on after it. Leave
-the machine alone meanwhile: steps that something disturbed are dropped, and the table says how many.
+The profile is written after each policy of a round; with the same settings and --output-dir, a later call goes on after
+it. Leave the machine alone meanwhile: steps that something disturbed are dropped, and the table says how many.
 """
 POLICIES = ("fp16", "int8", "kivi", "leankv")
 CPU_LIMITS, GPU_LIMITS = (16, 512), (64, 2048)
-MAX_CONTEXT = 2048
+CPU_CONTEXT, GPU_CONTEXT = 1024, 2048
+ROUNDS = 2
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
 
@@ -62,10 +63,13 @@ class Calibrate:
     """Measure batches of up to so many requests. Default: 16 on a CPU, 64 on a GPU."""
     max_num_batched_tokens: Count = None
     """Measure steps of up to so many tokens. Default: 512 on a CPU, 2048 on a GPU."""
-    max_context: int = MAX_CONTEXT
-    """Measure contexts of up to so many tokens, as far as the model goes."""
+    max_context: Count = None
+    """Measure contexts of up to so many tokens, as far as the model goes. Default: 1024 on a CPU, 2048 on a GPU."""
     kv_memory_gib: Gib = None
     """KV pool whose pages are counted, in GiB; default 1 on a CPU, three quarters of what is free on a GPU."""
+    rounds: Count = None
+    """Go through the policies so often, there and back, so that a machine whose speed drifts favours none; a later call
+    with more rounds goes on. Default: 2, with --quick 1."""
     retention_from: Folder = None
     """A profile whose retention is taken in place of this model's: for random weights, whose attention is noise."""
     json: File = None
@@ -82,6 +86,9 @@ def main(argv: list[str]) -> int:
         raise InputError("leankv calibrate writes a profile: name its folder with --output-dir")
     require_place_for_folder(command.output_dir)
     require_place_for_file(command.json)
+    rounds = (1 if command.quick else ROUNDS) if command.rounds is None else command.rounds
+    if rounds < 1:
+        raise InputError(f"--rounds {rounds}: give at least 1")
     policies = live_policies(command.policy or POLICIES)
     replayed = _replayed(command.retention_from, policies)
 
@@ -93,34 +100,43 @@ def main(argv: list[str]) -> int:
         command.model,
         command.backend,
         _limits(command),
-        command.max_context,
+        _context(command),
         command.kv_memory_gib,
         command.quick,
     )
     book = opened_book(command.output_dir, setup, _settings(command, setup))
     for policy in policies:
-        if book.has(policy):
+        if book.rounds(policy) >= rounds:
             print(f"{policy.name}: kept, finished earlier in {command.output_dir}")
     try:
-        _measure(setup, [policy for policy in policies if not book.has(policy)], book, replayed)
+        _measure(setup, _turns(policies, rounds, book), book, replayed)
     finally:
         if book.profile.policies:
             _finish(command, book.profile)
     return 0
 
 
-def _measure(setup: Calibration, policies: Sequence[Policy], book: Book, replayed: Profile | None) -> None:
+def _turns(policies: Sequence[Policy], rounds: int, book: Book) -> list[Policy]:
+    """The policies in the order in which they are to be measured: there, back, and so on, but for what is finished."""
+    turns: list[Policy] = []
+    for number in range(rounds):
+        missing = [policy for policy in policies if book.rounds(policy) <= number]
+        turns += missing[:: -1 if number % 2 else 1]
+    return turns
+
+
+def _measure(setup: Calibration, turns: Sequence[Policy], book: Book, replayed: Profile | None) -> None:
     from leankv.backend.calibration.policy import measure_policy
 
-    if not policies:
+    if not turns:
         return
-    with progress_bar(f"calibrating {', '.join(policy.name for policy in policies)}") as report:
-        for number, policy in enumerate(policies):
+    with progress_bar(f"calibrating {', '.join(dict.fromkeys(policy.name for policy in turns))}") as report:
+        for number, policy in enumerate(turns):
 
             def partly(share: float, number: int = number) -> None:
-                report((number + share) / len(policies))
+                report((number + share) / len(turns))
 
-            measured = measure_policy(setup, policy, partly)
+            measured = measure_policy(setup, policy, partly, steps_only=book.rounds(policy) > 0)
             if replayed is not None and policy.retention is not None:
                 measured = replace(measured, retention=_as_replayed(replayed, policy), heads=None)
             book.add(policy, measured)
@@ -157,6 +173,14 @@ def _limits(command: Calibrate) -> SchedulerLimits:
     return SchedulerLimits(seqs, max(seqs, tokens) if command.max_num_batched_tokens is None else tokens)
 
 
+def _context(command: Calibrate) -> int:
+    from leankv.backend.live_setup import device_named
+
+    if command.max_context is not None:
+        return command.max_context
+    return GPU_CONTEXT if device_named(command.backend) == "cuda" else CPU_CONTEXT
+
+
 def _settings(command: Calibrate, setup: Calibration) -> dict[str, Any]:
     """What decides the figures, but for the policies: each has its own."""
     return {
@@ -178,9 +202,12 @@ class Book:
     def __init__(self, folder: Path, profile: Profile, samples: Sequence[StepSample]) -> None:
         self.folder, self.profile, self.samples = folder, profile, list(samples)
 
-    def has(self, policy: Policy) -> bool:
-        """Whether the policy is measured. Raises InputError where it was, with other knobs."""
-        return policy.name in self.profile.policies and bool(self.profile.of(policy.name, repr(policy)))
+    def rounds(self, policy: Policy) -> int:
+        """How often the policy is measured. Raises InputError where it was, with other knobs."""
+        if policy.name not in self.profile.policies:
+            return 0
+        self.profile.of(policy.name, repr(policy))
+        return int(self.profile.noise[policy.name].get("rounds", 1))
 
     def add(self, policy: Policy, measured: MeasuredPolicy) -> None:
         from leankv.serving.profile import save_profile
@@ -191,10 +218,11 @@ class Book:
         timed = points(self.samples)
         every = {name: self._move_every(name) for name in {point.policy for point in timed}}
         fits, errors = fit_steps(timed, every), held_out(timed)
-        new = _policy_profile(policy, measured, fits[policy.name])
+        rounds = self.rounds(policy) + 1
+        new = _policy_profile(policy, measured, fits[policy.name], self.profile.policies.get(policy.name))
         policies = {**self.profile.policies, policy.name: new}
         fitted = {name: replace(each, fit=fits[name], held_out=errors.get(name, {})) for name, each in policies.items()}
-        noise = {**self.profile.noise, policy.name: measured.noise.to_dict()}
+        noise = {**self.profile.noise, policy.name: {**measured.noise.to_dict(), "rounds": rounds}}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.profile = replace(self.profile, policies=fitted, noise=noise, created=now)
         save_profile(self.profile, samples_table(self.samples), self.folder)
@@ -206,9 +234,14 @@ class Book:
         return move_every(policy_named(name))
 
 
-def _policy_profile(policy: Policy, measured: MeasuredPolicy, fit: StepFit) -> PolicyProfile:
+def _policy_profile(
+    policy: Policy, measured: MeasuredPolicy, fit: StepFit, earlier: PolicyProfile | None
+) -> PolicyProfile:
+    """`earlier`: of the rounds before, which alone measured what a policy keeps."""
     from leankv.serving.profile import PolicyProfile
 
+    if earlier is not None:
+        return replace(earlier, fit=fit)
     return PolicyProfile(repr(policy), fit, {}, measured.retention, measured.heads, measured.memory)
 
 

@@ -30,8 +30,8 @@ Serve a trace live under some policies and loads, simulate the same, and compare
   leankv validate --profile profiles/mine --policy fp16 --policy leankv --load overload --repeats 1 --limit 100
 
 The simulator sees the trace and the profile (`leankv calibrate` measures one), and nothing of the live runs. Loads are
-found by the simulator: knee, the highest rate served in time, half of it (low), half as much again (overload). A run's
-folder is written as soon as it is finished; with the same settings and --output-dir, a later call goes on after it.
+found by the simulator: knee, the highest rate served in time, two thirds of it (low), half as much again (overload). A
+run's folder is written when it is finished; with the same settings and --output-dir, a later call goes on after it.
 """
 REPEATS, LOAD_S = 3, 540.0
 """Repeats, and the seconds that those of one load may take together, where nothing else is asked."""

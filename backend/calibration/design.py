@@ -16,7 +16,7 @@ SCALES = (0.03, 0.1, 0.35, 0.85)
 QUICK_SCALES = (0.1, 0.5)
 SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
-MOST_CONTEXTS = 7
+MOST_CONTEXTS = 5
 """Of the longest context: the tokens that a scene holds at most."""
 TOGETHER = ((0.25, 3), (0.06, 8))
 """Shares of the largest chunk, and how many prompts of it a step computes."""
@@ -45,8 +45,8 @@ class Scene:
 class Grid:
     """decodes, prompts: how often a step without prompts and one with them are repeated.
 
-    more_rounds: for the points that had less than two undisturbed steps till then; filling caches anew takes longer
-    than most steps, so nothing else is visited twice.
+    more_rounds: for the points that had no undisturbed step till then; filling caches anew takes longer than most
+    steps, so nothing else is visited twice.
     """
 
     scenes: tuple[Scene, ...]
@@ -71,7 +71,7 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     scales = QUICK_SCALES if quick else SCALES
     scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    decodes, repeated, more_rounds = (2, 1, 0) if quick else (3, 2, 1)
+    decodes, repeated, more_rounds = (2, 1, 0) if quick else (2, 1, 1)
     return Grid((Scene((), prompts), *scenes), decodes, repeated, more_rounds)
 
 

@@ -36,8 +36,11 @@ class MeasuredPolicy:
     memory: dict[str, int]
 
 
-def measure_policy(setup: Calibration, policy: Policy, progress: Progress) -> MeasuredPolicy:
-    """Everything of one policy. Raises InputError where it does not run live or does not fit."""
+def measure_policy(setup: Calibration, policy: Policy, progress: Progress, steps_only: bool = False) -> MeasuredPolicy:
+    """Everything of one policy, or its steps alone once more.
+
+    Raises InputError where it does not run live or does not fit.
+    """
     rig = Rig(
         setup.loaded,
         policy,
@@ -50,13 +53,17 @@ def measure_policy(setup: Calibration, policy: Policy, progress: Progress) -> Me
     reference = Reference(setup.loaded.model)
     steps = time_steps(rig, setup.grid, reference, lambda share: progress(STEPS_SHARE * share))
     memory = _memory(setup, policy, rig)
-    kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
+    kept, heads = None, None
+    if not steps_only:
+        kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
     progress(1.0)
     return MeasuredPolicy(steps.samples, steps.noise, kept, heads, memory)
 
 
 def _memory(setup: Calibration, policy: Policy, rig: Rig) -> dict[str, int]:
-    """Pages of the pool that a server would have, and the most memory that this process took, in bytes."""
+    """Pages of the pool that a server would have, and the most memory that this process took beside the captured texts,
+    which a server does not hold, in bytes.
+    """
     spec, slots = setup.model, setup.limits.max_num_seqs
     pages = live_pool_pages(
         policy, spec.head_dim, spec.layers * spec.kv_heads, setup.kv_memory_bytes, slots, setup.max_context
@@ -65,7 +72,7 @@ def _memory(setup: Calibration, policy: Policy, rig: Rig) -> dict[str, int]:
         "kv_pool_bytes": setup.kv_memory_bytes,
         "kv_pool_pages": pages,
         "page_bytes": rig.engine.cache.page_bytes,
-        "peak_bytes": _peak_bytes(setup.loaded.model.device.type),
+        "peak_bytes": _peak_bytes(setup.loaded.model.device.type) - sum(text.captured.nbytes for text in setup.texts),
     }
 
 

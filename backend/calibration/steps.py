@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,8 +18,6 @@ from leankv.serving.step_samples import StepSample
 Progress = Callable[[float], None]
 BEST = 0.1
 """The reference's best time is this quantile of all: one lucky sample should not make the others look disturbed."""
-ENOUGH = 2
-"""Undisturbed steps that a point should have."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,10 @@ class _Timing:
         self.rig.keep(0)
 
     def disturbed(self, scene: Scene) -> Scene:
-        """The scene's points that lack undisturbed steps."""
+        """The scene's points that have no undisturbed step."""
         best = self._best()
-        good = Counter(sample.point for sample in self.samples if sample.reference <= LIMIT * best)
-        return replace(scene, points=tuple(point for point in scene.points if good[point.number] < ENOUGH))
+        good = {sample.point for sample in self.samples if sample.reference <= LIMIT * best}
+        return replace(scene, points=tuple(point for point in scene.points if point.number not in good))
 
     def _point(self, point: PointSpec) -> None:
         before = self.reference.seconds()

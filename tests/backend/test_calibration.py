@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_a_later_call_keeps_what_is_finished_and_goes_on(
     assert told["policies"]["leankv"]["fit_in_words"] and told["policies"]["leankv"]["held_out"]
     assert calibrate(tiny, profiled, "fp16", others=("--kv-memory-gib", "0.5")) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_second_round_goes_back_through_the_policies_and_counts_as_much_as_the_first(
+    tiny: Path, profiled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "twice"
+    shutil.copytree(profiled, folder)
+    first = samples_of(load_steps(folder))
+    assert calibrate(tiny, folder, "fp16", "leankv", others=("--rounds", "2")) == 0
+    profile, both = load_profile(folder), samples_of(load_steps(folder))
+    assert both[: len(first)] == first
+    assert list(dict.fromkeys(sample.policy for sample in both[len(first) :])) == ["leankv", "fp16"]
+    assert {sample.point for sample in both[len(first) :]} == {sample.point for sample in first}
+    assert {each["rounds"] for each in profile.noise.values()} == {2}
+    kept = load_profile(profiled).policies["leankv"]
+    assert profile.policies["leankv"].retention == kept.retention and profile.policies["leankv"].fit != kept.fit
+    assert calibrate(tiny, folder, "fp16", "leankv", others=("--rounds", "2")) == 0
+    assert samples_of(load_steps(folder)) == both
 
 
 def test_a_profile_is_what_simulate_needs(profiled: Path, tmp_path: Path) -> None:

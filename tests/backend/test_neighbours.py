@@ -12,6 +12,13 @@ import pytest
 from leankv.backend import neighbours
 from leankv.backend.neighbours import Neighbours
 
+COUNTERS = """cpu  9 9 9 9 9 9 9 9 0 0
+cpu0 9000 0 0 9000 0 0 0 0 0 0
+cpu1 {}
+cpu2 {}
+intr 5
+"""
+
 
 def test_shares_follow_the_machines_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = tmp_path / "stat"
@@ -19,10 +26,11 @@ def test_shares_follow_the_machines_counters(tmp_path: Path, monkeypatch: pytest
     mine = iter((10.0, 12.0))
     monkeypatch.setattr(neighbours, "process_time", lambda: next(mine))
     monkeypatch.setattr(neighbours.os, "sysconf", lambda name: 100)
-    stat.write_text("cpu 1000 0 0 5000 0 0 0 0 0 0\ncpu0 1 1\n")
+    monkeypatch.setattr(neighbours.os, "sched_getaffinity", lambda process: {1, 2})
+    stat.write_text(COUNTERS.format("400 0 0 2500 0 0 0 0 0 0", "600 0 0 2500 0 0 0 0 0 0"))
     watch = Neighbours()
-    # Ten seconds of all cores: two of them mine, three of others, of which one was stolen.
-    stat.write_text("cpu 1400 0 0 5400 100 0 0 100 0 0\ncpu0 1 1\n")
+    # Five seconds of two cores: two of them mine, three of others, of which one was stolen; the third core is not mine.
+    stat.write_text(COUNTERS.format("700 0 0 2600 0 0 0 100 0 0", "700 0 0 2800 100 0 0 0 0 0"))
     assert watch.share() == pytest.approx(0.3)
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from leankv.serving.negative_samples import THETA, counts
+from leankv.serving.paired import BASELINE
 from leankv.serving.quality_scores import Interval, Score
 
 if TYPE_CHECKING:
@@ -19,16 +21,17 @@ NONE = "-"
 
 
 def print_quality(quality: Quality) -> None:
-    """Two tables on standard output: text and compression, then tasks and lengths."""
+    """Two tables on standard output: text and compression, then tasks, lengths and negative samples."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(f"{quality.model.name} on {quality.device['name']}, {quality.dtype}, preset {quality.preset}")
-    for columns in (_text_columns(), _task_columns()):
+    for columns in (_text_columns(), (*_task_columns(), ("negative", _negatives(quality)))):
         _print(console, quality, columns)
     console.print(
         "\\[ ]: 95 % bootstrap over samples; differences are to fp16 on the same samples. Ratios: FP16 bytes over "
-        "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end."
+        "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end. Negative: "
+        f"samples that fp16 answers at least as well as usual, and the policy more than {THETA:.0%} worse than fp16."
     )
 
 
@@ -96,6 +99,16 @@ def _difference(metric: str, form: str) -> Cell:
 
 def _lengths(name: str, form: str) -> Cell:
     return lambda policy: NONE if policy.output_lengths is None else form.format(getattr(policy.output_lengths, name))
+
+
+def _negatives(quality: Quality) -> Cell:
+    """Negative samples of each policy alone, over all tasks."""
+    others = [name for name in quality.policies if name != BASELINE]
+    alone: dict[str, int] = {}
+    for count in counts(quality.samples, others, [THETA]) if others else ():
+        if len(count.policies) == 1:
+            alone[count.policies[0]] = alone.get(count.policies[0], 0) + count.negative
+    return lambda policy: str(alone.get(policy.policy, NONE))
 
 
 def _bounds(interval: Interval | None, form: str) -> str:

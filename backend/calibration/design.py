@@ -16,7 +16,7 @@ SCALES = (0.03, 0.1, 0.35, 0.85)
 QUICK_SCALES = (0.1, 0.5)
 SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
-MOST_CONTEXTS = 5
+MOST_CONTEXTS = 4
 """Of the longest context: the tokens that a scene holds at most."""
 TOGETHER = ((0.25, 3), (0.06, 8))
 """Shares of the largest chunk, and how many prompts of it a step computes."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GENERATED = (0, 4, 16, 32, 64)
 QUICK_GENERATED = (0, 8, 16)
-CONTINUED, CONTINUED_TEXTS = (1, 1.125, 1.5, 2, 4, 8, 16), 3
+CONTINUED, CONTINUED_TEXTS = (1, 1.125, 1.5, 2, 4, 8, 16), 2
 """Which prompts are continued, in windows: just above one, all heads open their first page of the low tier at once."""
 
 

@@ -12,7 +12,6 @@ from leankv.backend.evaluation.items import Task
 from leankv.backend.evaluation.needle import Needle
 from leankv.backend.evaluation.perplexity import Perplexity
 from leankv.backend.texts import Text, essays, read_texts
-from leankv.serving.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,9 @@ class Sources:
     gsm8k: Path | None = None
 
 
-def changed(preset: str, windows: int | None, prefix: int | None, scored: int | None) -> Amounts:
-    """A preset with the changes that are not None. Raises InputError for one below 1."""
-    amounts = PRESETS[preset]
-    for name, value in (("windows", windows), ("prefix", prefix), ("scored", scored)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}: give at least 1")
-    return replace(
-        amounts,
-        windows=windows or amounts.windows,
-        prefix=prefix or amounts.prefix,
-        scored=scored or amounts.scored,
-    )
+def changed(preset: str, **others: int | tuple[int, ...] | None) -> Amounts:
+    """A preset with the amounts, by name, that are not None."""
+    return replace(PRESETS[preset], **{name: value for name, value in others.items() if value is not None})  # type: ignore[arg-type]
 
 
 def tasks_of(amounts: Amounts, names: Sequence[str], sources: Sources, seed: int) -> list[Task]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from leankv.app import cli
+from leankv.serving.negative_samples import THETA, counts
 from leankv.serving.quality import load_quality
 
 from .tiny_folder import save_tiny_model
@@ -58,6 +59,21 @@ def test_table_file_and_folder_tell_the_same(place: Path, capsys: pytest.Capture
     assert found.policies["uniform:format=K8V4"].nominal_ratio == pytest.approx(32 / 12)
 
 
+def test_needles_take_the_contexts_that_are_asked(place: Path) -> None:
+    words = ("--task", "needle", "--contexts", "300", "420", "--policy", "fp16")
+    assert evaluated(*words, "--output-dir", "asked") == 0
+    assert set(load_quality(place / "asked").of("fp16", "needle")["context_tokens"].to_pylist()) == {300, 420}
+
+
+def test_negative_samples_of_each_policy_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy", "uniform:format=K2V4", "--output-dir", "negative")
+    assert evaluated(*SMALL, *words) == 0
+    shown = capsys.readouterr().out
+    of_policy = counts(load_quality(place / "negative").samples, ["uniform:format=K2V4"], [THETA])
+    second = [line.split() for line in shown.splitlines() if line.startswith("uniform:format=K2V4")][1]
+    assert second[-1] == str(sum(each.negative for each in of_policy))
+
+
 def test_killed_and_resumed_it_ends_in_the_same_bytes(place: Path) -> None:
     words = ["--model", "tiny", "--backend", "cpu", *SMALL, *SMALL_POLICIES]
     child = subprocess.Popen(
@@ -86,6 +102,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(place: Path) -> None:
         (("--policy", "uniform:format=K9V4"), "format=K9V4"),
         (("--model", "few.txt"), "is no model"),
         (("--windows", "0"), "--windows is 0"),
+        (("--contexts", "512", "0"), "--contexts 0"),
+        (("--answers", "0"), "--answers is 0"),
         (("--batch", "0"), "--batch is 0"),
         (("--task", "reading"), "--task"),
         (("--texts", "none.txt"), "cannot read none.txt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ def test_parts_are_commands_in_their_order(tmp_path: Path) -> None:
     assert "random:llama-3-8b" in parts["shape"].words and model_named("llama-3-8b").layers == 32
     assert parts["validate"].needs == parts["shape"].needs == tmp_path / "profile" / "profile.json"
     assert [part.name for part in parts_of(Job(part=("shape",)), tmp_path)] == ["shape"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_calibration_that_is_cut_off_has_what_the_validation_needs(quick: bool, tmp_path: Path) -> None:
+    parts = {part.name: part.words for part in parts_of(Job(quick=quick), tmp_path)}
+    for name in ("calibrate", "shape"):
+        assert parts[name][parts[name].index("--rounds") + 1] == "1"
+    measured, needed = (policies(parts[name]) for name in ("calibrate", "validate"))
+    assert measured[: len(needed)] == needed and len(set(measured)) == len(measured)
+
+
+def policies(words: tuple[str, ...]) -> list[str]:
+    return [value for flag, value in pairwise(words) if flag == "--policy"]
 
 
 @pytest.mark.timeout(600)

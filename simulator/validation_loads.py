@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leankv.serving.errors import InputError
 from leankv.serving.memory import MemoryModel
 from leankv.serving.policies.registry import policy_named
 from leankv.simulator.run import simulate
@@ -32,6 +33,7 @@ PRECISION = 1.04
 SCALES = (2.0**-12, 2.0**12)
 SEATS_HELD = 0.5
 POOL_SLACK = 1.05
+MISSED = f"fewer than {ATTAINMENT:.0%} of the requests stay within {SLO_SCALE:g} times an idle deployment's latency"
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,19 @@ def loads_of(names: Iterable[str], knee: float, trace: Trace) -> list[Load]:
 
 
 def knee_scale(config: SimulationConfig, trace: Trace) -> float:
-    """The rate scale of the knee, within 4 %, by bisection. Raises InputError where nothing can be served."""
+    """The rate scale of the knee, within 4 %, by bisection.
+
+    Raises InputError where no rate is slow enough: too many requests are rejected, or late even on their own.
+    """
     bounded = replace(config, slo=idle_bounds(config, trace))
     burst = simulate(config, rate_scale(trace, SCALES[1])).summary
+    _require_few_rejections(burst)
     low = high = burst["request_throughput"] / offered_rps(trace)
     while _holds(bounded, trace, high) and high < SCALES[1]:
         low, high = high, 2 * high
-    while not _holds(bounded, trace, low) and low > SCALES[0]:
+    while not _holds(bounded, trace, low):
+        if low < SCALES[0]:
+            raise InputError(f"{trace.name}: {MISSED} at any rate; state a rate with --knee, or lower --max-prompt")
         low, high = low / 2, low
     while high / low > PRECISION:
         middle = sqrt(low * high)
@@ -75,16 +83,35 @@ def idle_bounds(config: SimulationConfig, trace: Trace) -> dict[str, float]:
 
 
 def pool_bytes(model: Any, trace: Trace, max_num_seqs: int) -> int:
-    """Bytes of a KV pool in which fp16 holds half of `max_num_seqs` requests, and the longest request at least."""
+    """Bytes of a KV pool in which fp16 holds half of `max_num_seqs` requests, and the longest request at least.
+
+    Raises InputError where no request fits the model's context.
+    """
     memory = MemoryModel(policy_named("fp16"), model, 1)
     prompts, outputs = trace.prompt_tokens.astype(np.int64), trace.output_tokens.astype(np.int64)
     fitting = prompts + outputs <= model.max_context
+    if not fitting.any():
+        raise InputError(
+            f"{trace.name}: no request fits the context of {model.name}, {model.max_context} tokens; cut them with "
+            "--max-prompt and --max-output"
+        )
     pages = memory.pages_array(prompts[fitting], (prompts + outputs)[fitting])
     wanted = int(max(SEATS_HELD * max_num_seqs * pages.mean(), pages.max()) * POOL_SLACK) + 1
     size = wanted * memory.page_bytes
     while memory.capacity(size, max_num_seqs) < wanted:
         size = int(size * 1.02) + memory.page_bytes
     return size
+
+
+def _require_few_rejections(summary: Mapping[str, Any]) -> None:
+    """A rejected request is late at every rate. Raises InputError where they alone are too many."""
+    rejected, requests = summary["rejected"], summary["rejected"] + summary["completed"]
+    if summary["completed"] < ATTAINMENT * requests:
+        _, reason = summary["rejections"][0]
+        raise InputError(
+            f"{rejected} of {requests} requests are rejected, the first: {reason}; so there is no knee to find: lower "
+            "--max-prompt, raise --kv-memory-gib, or state a rate with --knee"
+        )
 
 
 def _holds(config: SimulationConfig, trace: Trace, scale: float) -> bool:

@@ -240,7 +240,7 @@ def test_the_loads_lie_around_the_rate_at_which_service_gives_way() -> None:
     knee = knee_scale(config(), trace())
     low, middle, overload = loads_of(("low", "knee", "overload"), knee, trace())
     assert middle.rate_scale == pytest.approx(knee, rel=0.005)
-    assert low.rate_scale == pytest.approx(knee / 2, rel=0.01)
+    assert low.rate_scale == pytest.approx(knee * 2 / 3, rel=0.01)
     assert overload.offered_rps == pytest.approx(1.5 * middle.offered_rps, rel=0.01)
     ttft = [
         simulate(config(), replace(trace(), arrival_ps=(trace().arrival_ps / load.rate_scale).astype("int64"))).summary[
@@ -258,3 +258,27 @@ def test_the_pool_holds_half_of_the_seats_under_fp16_and_the_longest_request() -
     assert 7 <= pressed.summary["max_running"] <= 9
     lonely = pool_bytes(config().model, trace(), 1)
     assert simulate(replace(config(), kv_memory_bytes=lonely), trace()).summary["completed"] == 40
+
+
+def some_too_long(count: int) -> Trace:
+    """`trace()` with the first `count` requests longer than any pool of 2 GiB."""
+    prompts = trace().prompt_tokens.copy()
+    prompts[:count] = 100_000
+    return replace(trace(), prompt_tokens=prompts)
+
+
+def test_rejected_requests_are_no_reason_to_look_for_ever_slower_rates() -> None:
+    assert knee_scale(config(), some_too_long(3)) > 0.1
+    with pytest.raises(InputError, match=r"10 of 40 requests are rejected.*--max-prompt.*--kv-memory-gib.*--knee"):
+        knee_scale(config(), some_too_long(10))
+
+
+def test_a_trace_that_is_late_at_every_rate_has_no_knee(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leankv.simulator.validation_loads.idle_bounds", lambda config, trace: {"ttft": 1e-6})
+    with pytest.raises(InputError, match=r"fewer than 90% of the requests.*--knee"):
+        knee_scale(config(), trace())
+
+
+def test_a_pool_for_requests_that_all_exceed_the_context_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no request fits.*--max-prompt"):
+        pool_bytes(config().model, some_too_long(40), 16)

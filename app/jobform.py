@@ -55,7 +55,13 @@ def _number(field: Field, key: str) -> Any:
 
 def _count(field: Field, key: str) -> Any:
     return st.number_input(
-        field.label, min_value=int(field.least), value=field.default, step=1, key=key, help=field.help
+        field.label,
+        min_value=int(field.least),
+        value=field.default,
+        step=1,
+        key=key,
+        help=field.help,
+        placeholder="automatic",
     )
 
 

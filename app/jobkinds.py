@@ -115,7 +115,10 @@ BACKEND = Field(
 SHAPES = ("llama-3-8b", "llama-3.1-8b", "qwen3-8b", "mistral-7b")
 TRACE = Field("--trace", "Trace", "trace", "azure-conv-2023-like", "Which requests arrive when, how long.")
 RATE = Field("--rate-scale", "Rate scale", "number", 1.0, "Arrivals this many times as fast.", least=0.01)
-KV = Field("--kv-memory-gib", "KV memory (GiB)", "number", None, "Less of it brings memory pressure to any machine.")
+KV_HELP = "Less of it brings memory pressure to any machine."
+KV = Field("--kv-memory-gib", "KV memory (GiB)", "number", None, KV_HELP, least=0.001)
+CONTEXT_HELP = "Measure contexts of up to so many. Empty: 1024 on a CPU, 2048 on a GPU."
+REPEATS_HELP = "Live runs of each policy and load. Empty: 3, or as many as fit into ten minutes a load."
 PROMPT = Field("--max-prompt", "Prompt tokens at most", "count", 256, "Longer prompts are cut.", least=1)
 OUTPUT = Field("--max-output", "Output tokens at most", "count", 32, "Longer answers are cut.", least=1)
 
@@ -148,7 +151,7 @@ _KINDS = (
             MODEL,
             policies("fp16", "int8", "kivi", "leankv"),
             Field("--max-num-seqs", "Requests at once", "count", None, "Measure batches of up to so many.", least=1),
-            Field("--max-context", "Context (tokens)", "count", 2048, "Measure contexts of up to so many.", least=64),
+            Field("--max-context", "Context (tokens)", "count", None, CONTEXT_HELP, least=128),
             BACKEND,
             Field("--quick", "Quick", "switch", False, "A small grid, once: to see that it works. Figures are rough."),
         ),
@@ -178,7 +181,7 @@ _KINDS = (
                 "The knee is the highest rate served in time; low is two thirds of it, overload half as much again.",
                 ("low", "knee", "overload"),
             ),
-            Field("--repeats", "Repeats", "count", 3, "Live runs of each policy and load.", least=1),
+            Field("--repeats", "Repeats", "count", None, REPEATS_HELP, least=1),
             limit(40),
             PROMPT,
             OUTPUT,
@@ -218,9 +221,9 @@ _KINDS = (
         (
             MODEL,
             Field("--policy", "Policies", "policies", ("leankv",), "leankv or leankv-r; both can be chosen."),
-            Field("--max-loss", "Loss at most", "number", 0.01, "Relative rise of perplexity over fp16.", least=0.0),
-            Field("--windows", "Windows searched", "count", 8, "Windows of text that the search scores.", least=1),
-            Field("--held-out", "Windows held out", "count", 16, "Windows that what it found is scored on.", least=1),
+            Field("--max-loss", "Loss at most", "number", 0.01, "Relative rise of perplexity over fp16.", least=0.001),
+            Field("--windows", "Windows searched", "count", 8, "Windows of text that the search scores.", least=2),
+            Field("--held-out", "Windows held out", "count", 16, "Windows that what it found is scored on.", least=2),
         ),
     ),
     Kind(

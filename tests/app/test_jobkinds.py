@@ -49,6 +49,37 @@ def test_a_kinds_command_knows_every_flag(kind: Kind, capsys: pytest.CaptureFixt
         assert f"{flag} " in said or f"{flag}," in said, flag
 
 
+def least(kind: str, name: str) -> float:
+    return next(field.least for field in jobkinds.kinds()[kind].fields if field.name == name)
+
+
+def test_a_bound_that_a_command_finds_for_itself_is_left_to_it(tmp_path: Path) -> None:
+    for name, flags in {"calibrate": ("--max-context", "--rounds"), "validate": ("--repeats",)}.items():
+        kind = jobkinds.kinds()[name]
+        assert not set(flags) & set(kind.argv({}, tmp_path))
+    assert "--repeats 2" in jobkinds.kinds()["validate"].line({"repeats": 2}, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "flag"), [("windows", "--windows"), ("held_out", "--held-out"), ("max_loss", "")])
+def test_the_least_of_a_tuning_is_what_the_command_takes(name: str, flag: str) -> None:
+    from leankv.app.commands import tune
+
+    floor = least("tune", name)
+    tune._check(tune.Tune(**{name: (floor,) if name == "max_loss" else floor}))
+    if flag:
+        with pytest.raises(InputError, match=flag):
+            tune._check(tune.Tune(**{name: floor - 1}))
+
+
+def test_the_least_of_a_context_and_of_a_pool_is_what_the_backend_takes() -> None:
+    pytest.importorskip("torch")
+    from leankv.backend.calibration.setup import SHORTEST
+    from leankv.backend.live_setup import pool_bytes
+
+    assert least("calibrate", "max_context") == SHORTEST
+    assert all(pool_bytes("cpu", least(kind, "kv_memory_gib")) > 0 for kind in ("run", "validate"))
+
+
 def job(board: Jobs, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(Jobs, "start", lambda self, command, folder: os.getpid())
     return board.submit("run", {"model": "m"}).id

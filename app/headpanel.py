@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from leankv.serving.profile import HeadRetention
 
 
+ABOVE = ", above the bound"
+
+
 def tuning_panel(model: str) -> None:
     """The settings that a bound on quality allows, where `leankv tune` looked for them on this model."""
     if tuning := _tuning(model):
@@ -27,6 +30,8 @@ def tuning_panel(model: str) -> None:
             anchor=False,
             help="Found on some windows of text, then scored on others that the search had not seen.",
         )
+        for line in missed(tuning["found"]):
+            st.warning(line, icon=":material/warning:")
         numbers(tuned(tuning["found"]), "tuned")
 
 
@@ -105,8 +110,22 @@ def _row(each: Mapping[str, Any]) -> dict[str, Any]:
         "Compression, physical": None if held_out is None else held_out["physical"],
         "Compression, nominal": None if held_out is None else held_out["nominal"],
         "Loss, held in": _loss(held_in),
-        "Loss, held out": _loss(held_out),
+        "Loss, held out": _loss(held_out) + (ABOVE if _above(each) else ""),
     }
+
+
+def missed(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for every setting that loses more than its bound on text that the search had not seen."""
+    return [
+        f"{each['spec']} was found under a bound of {each['bound']:.2%} and loses {each['held_out']['loss']:.2%} on "
+        "text that the search had not seen: the bound does not hold there."
+        for each in found
+        if _above(each)
+    ]
+
+
+def _above(each: Mapping[str, Any]) -> bool:
+    return each["held_out"] is not None and each["held_out"]["loss"] > each["bound"]
 
 
 def _loss(figures: Mapping[str, Any] | None) -> str:

@@ -75,11 +75,11 @@ def device_named(backend: str) -> str:
     return backend
 
 
-def loaded_on(model: str, device: str) -> Loaded:
+def loaded_on(model: str, device: str, dtype: str | None = None) -> Loaded:
     """The model; see `weights.load`. Raises InputError where it does not fit."""
     require_room_for_model(model, device)
     try:
-        return load(model, device=device)
+        return load(model, dtype, device)
     except torch.OutOfMemoryError as error:
         raise InputError(f"{model} does not fit the GPU; choose a smaller model or --backend cpu") from error
 

@@ -9,25 +9,29 @@ from typing import Any
 
 from leankv.serving.errors import InputError
 from leankv.serving.files import atomic_write
-from leankv.serving.runs import commit
+from leankv.serving.runs import commit, config_hash
 
 SCHEMA_VERSION = 1
 TUNE_FILE = "tune.json"
+MEASURED = ("found", "trials", "kept")
 
 
 def save_tuning(result: Mapping[str, Any], path: str | Path) -> None:
     """Write a result of `tune`. Keys:
 
-    model, dtype, device, versions, settings (text, windows, judge).
+    model, dtype, device (where it ran, in words), versions, settings (text, windows, judge).
     found: a list by policy and bound: policy, bound, spec (None: nothing allowed), held_in and held_out, each with
         loss, interval (95 %), nominal, physical.
     trials: by setting, its held-in figures.
     kept: by setting and kind of text, the share of a prompt's positions kept, [layers][kv_heads][tiers].
 
+    To these come schema_version, config_hash (of all but found, trials and kept) and commit.
     Raises InputError where it cannot be written.
     """
+    config = {name: value for name, value in result.items() if name not in MEASURED}
+    stamp = {"schema_version": SCHEMA_VERSION, "config_hash": config_hash(config), "commit": commit()}
     with atomic_write(path) as beside:
-        stamped = {"schema_version": SCHEMA_VERSION, "commit": commit(), **result}
+        stamped = {**stamp, **result}
         beside.write_text(json.dumps(stamped, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,7 +23,14 @@ def print_found(found: Sequence[Mapping[str, Any]], caption: str) -> None:
         first, second = each["held_in"], each["held_out"]
         setting = each["spec"].partition(":")[2] if each["spec"] else "none is mild enough"
         ratios = ("-", "-") if second is None else (f"{second['nominal']:.2f}x", f"{second['physical']:.2f}x")
-        table.add_row(each["policy"], f"{100 * each['bound']:g} %", setting, *ratios, _loss(first), _loss(second))
+        table.add_row(
+            each["policy"],
+            f"{100 * each['bound']:g} %",
+            setting,
+            *ratios,
+            _loss(first),
+            _held_out(second, each["bound"]),
+        )
     wide_console().print(table)
 
 
@@ -60,6 +67,11 @@ def print_kept(spec: str, kinds: Mapping[str, Any]) -> None:
     console.print(
         f"all heads: {100 * one.mean():.1f} and {100 * other.mean():.1f} % kept; correlation by head {correlation:.2f}"
     )
+
+
+def _held_out(trial: Mapping[str, Any] | None, bound: float) -> str:
+    above = trial is not None and trial["loss"] > bound
+    return f"{_loss(trial)}, above the bound" if above else _loss(trial)
 
 
 def _loss(trial: Mapping[str, Any] | None) -> str:

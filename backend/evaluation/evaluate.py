@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leankv.backend.evaluation.follow import Reference, follow
+from leankv.backend.evaluation.follow import Reference, follow, require_context
 from leankv.backend.evaluation.items import Item, Outcome, Task
 from leankv.backend.evaluation.journal import Journal
 from leankv.backend.evaluation.shared_prompts import SharedPrompts
 from leankv.backend.weights import Loaded
 from leankv.kernels.selectors import scored_queries
-from leankv.serving.errors import InputError
 from leankv.serving.models import ModelSpec
 from leankv.serving.paired import BASELINE
 from leankv.serving.policies.base import Policy
@@ -73,7 +72,7 @@ def evaluate(evaluation: Evaluation, folder: Path | None, progress: Progress) ->
     journal = Journal(folder, identity, settings)
     names = [policy.name for policy in evaluation.everyone]
     work = list(_batches(evaluation))
-    _require_context(evaluation, [item for _, items in work for item in items])
+    require_context(evaluation.loaded, [item for _, items in work for item in items])
     total, spent = sum(_cost(evaluation, items) for _, items in work), 0.0
     shared = _shared(evaluation)
     for task, items in work:
@@ -152,14 +151,6 @@ def _row(
 def _cost(evaluation: Evaluation, items: Sequence[Item]) -> float:
     prompts = sum(len(item.prompt) for item in items) / PROMPT_TOKENS_A_STEP
     return prompts + len(evaluation.everyone) * max(item.output_tokens for item in items)
-
-
-def _require_context(evaluation: Evaluation, items: Sequence[Item]) -> None:
-    longest, context = max(len(item.prompt) + item.output_tokens for item in items), evaluation.loaded.max_context
-    if longest > context:
-        raise InputError(
-            f"a sample takes {longest:,} tokens, {evaluation.loaded.name} reads {context:,}; ask for shorter contexts"
-        )
 
 
 def library_versions() -> dict[str, str]:

@@ -55,6 +55,15 @@ def follow(
     return watcher.outcomes
 
 
+def require_context(loaded: Loaded, items: Sequence[Item]) -> None:
+    """Raise InputError where an item is longer than the model reads."""
+    longest = max(len(item.prompt) + item.output_tokens for item in items)
+    if longest > loaded.max_context:
+        raise InputError(
+            f"a sample takes {longest:,} tokens, {loaded.name} reads {loaded.max_context:,}; ask for shorter contexts"
+        )
+
+
 def pool_bytes(loaded: Loaded, policy: Policy, items: Sequence[Item]) -> int:
     """Memory in which all items run at once, never short of a page. Raises InputError for a policy not live."""
     rows = loaded.layers * loaded.kv_heads

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from leankv.backend.evaluation.follow import follow
+from leankv.backend.evaluation.follow import follow, require_context
 from leankv.backend.evaluation.items import Item
 from leankv.backend.evaluation.shared_prompts import SharedPrompts
 from leankv.backend.evaluation.tune_search import Judge, Knobs, Point, Search, Trial
@@ -65,10 +65,12 @@ def knobs_of(spec: str) -> Knobs:
 class Meter:
     """Scores policies on fixed windows against fp16, which is scored first.
 
-    items: forced windows. means: for policies that centre keys.
+    items: forced windows, all with as many scored tokens. means: float32 [layers, kv_heads, head_dim], for policies
+    that centre keys. Raises InputError for windows longer than the model reads.
     """
 
     def __init__(self, loaded: Loaded, items: Sequence[Item], means: Tensor | None, policies: Sequence[Policy]) -> None:
+        require_context(loaded, items)
         queries = max(scored_queries(policy, loaded.max_context) for policy in policies)
         plain = [replace(item, compared=False) for item in items]
         self._batches = [
@@ -76,14 +78,14 @@ class Meter:
             for first in range(0, len(items), BATCH)
         ]
         self._means = means
-        self._tokens = len(items[0].forced)
+        self._scored = len(items[0].forced) - items[0].scored_from
         self._baseline = self._nats(policy_named(BASELINE))[0]
 
     def measure(self, policy: Policy, point: Point) -> Trial:
         """Run the policy on all windows."""
         nats, plain, payload, pages = self._nats(policy)
         # Differences of whole windows are resampled, so that a window's own difficulty is in neither.
-        rises = (nats - self._baseline) / self._tokens
+        rises = (nats - self._baseline) / self._scored
         drawn = np.random.default_rng(0).integers(0, len(rises), (RESAMPLES, len(rises)))
         low, high = np.expm1(np.percentile(rises[drawn].mean(axis=1), PERCENTS))
         return Trial(point, float(np.expm1(rises.mean())), (float(low), float(high)), plain / payload, plain / pages)
@@ -100,7 +102,7 @@ class Meter:
 
 
 class Trials:
-    """Trials by policy, remembered on disk as they are made, so that a search that was cut off goes on.
+    """Trials by policy with all its knobs, remembered on disk as they are made: a search that was cut off goes on.
 
     settings: all that a trial depends on but the policy. Earlier trials under other settings are left alone.
     """
@@ -112,12 +114,13 @@ class Trials:
         if self._path is not None and self._path.is_file():
             self._read(self._path)
 
-    def get(self, spec: str, measure: Callable[[], Trial]) -> Trial:
+    def get(self, policy: Policy, measure: Callable[[], Trial]) -> Trial:
         """The trial of a policy, measured now if it is new."""
-        if spec not in self._known:
-            self._known[spec] = measure()
-            self._write(spec)
-        return self._known[spec]
+        specification = repr(policy)
+        if specification not in self._known:
+            self._known[specification] = measure()
+            self._write(specification)
+        return self._known[specification]
 
     def __len__(self) -> int:
         return len(self._known)
@@ -135,11 +138,12 @@ class Trials:
         if len(whole) < len(data):
             os.truncate(path, len(whole))
 
-    def _write(self, spec: str) -> None:
+    def _write(self, specification: str) -> None:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        line = {"settings": self._settings, "policy": spec, "trial": asdict(self._known[spec])}
+        trial = asdict(self._known[specification])
+        line = {"settings": self._settings, "policy": specification, "trial": trial}
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
             stream.flush()
@@ -182,8 +186,8 @@ def tune(
     for number, bound in enumerate(bounds):
 
         def evaluate(point: Point, number: int = number) -> Trial:
-            spec = knobs.spec(point)
-            seen[spec] = trials[0].get(spec, partial(held_in, policy_named(spec), point))
+            spec, policy = knobs.spec(point), policy_named(knobs.spec(point))
+            seen[spec] = trials[0].get(policy, partial(held_in, policy, point))
             progress((number + min(1.0, len(seen) / MOST_TRIALS / (number + 1))) / (len(bounds) + 0.2))
             return seen[spec]
 
@@ -192,7 +196,8 @@ def tune(
             found.append(Found(knobs.policy, bound, None, None, None, dict(seen)))
             continue
         spec, point = knobs.spec(best.point), best.point
-        confirmed = trials[1].get(spec, partial(held_out, policy_named(spec), point))
+        policy = policy_named(spec)
+        confirmed = trials[1].get(policy, partial(held_out, policy, point))
         found.append(Found(knobs.policy, bound, spec, best, confirmed, dict(seen)))
     progress(1.0)
     return found

@@ -32,6 +32,6 @@ def kept_shares(loaded: Loaded, policies: Sequence[Policy], windows: Sequence[Te
     totals: list[npt.NDArray[np.float64]] = []
     for window in windows:
         captured = capture(loaded, window)
-        kept = [kept_tokens(policy, captured, len(window)).double().numpy() / len(window) for policy in policies]
+        kept = [kept_tokens(policy, captured, len(window)).double().cpu().numpy() / len(window) for policy in policies]
         totals = kept if not totals else [total + one for total, one in zip(totals, kept, strict=True)]
     return [total / len(windows) for total in totals]

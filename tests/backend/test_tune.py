@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,17 @@ import pytest
 import torch
 
 from leankv.app.cli import main
-from leankv.backend import weights
+from leankv.app.commands._tune_tables import print_found
+from leankv.app.headpanel import missed, tuned
+from leankv.backend import key_means, live_setup
+from leankv.backend.evaluation.follow import follow
 from leankv.backend.evaluation.items import Item
-from leankv.backend.evaluation.tune import Meter
+from leankv.backend.evaluation.tune import Meter, Trials
 from leankv.backend.evaluation.tune_kept import kept_shares
+from leankv.backend.evaluation.tune_search import Trial
+from leankv.backend.texts import essays
+from leankv.backend.texts import windows as token_windows
+from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.tuning import load_tuning
 
@@ -43,6 +51,38 @@ def test_fp16_loses_nothing_and_harsher_settings_more() -> None:
     assert meter.measure(policy_named(HARSH), (0, 0)) == harsh
 
 
+def test_the_loss_is_that_of_a_scored_token() -> None:
+    """The first token after the prompt is fed and not scored, so it must not dilute the others."""
+    items, loaded = windows(5, 100, 3), tiny.tiny_model()
+
+    def nats(policy: str) -> float:
+        outcomes = follow(loaded, policy_named(policy), items, None, {})
+        assert all(len(outcome.log_probabilities) == 3 for outcome in outcomes)
+        return -sum(sum(outcome.log_probabilities) for outcome in outcomes) / (5 * 3)
+
+    trial = Meter(loaded, items, None, [policy_named(HARSH)]).measure(policy_named(HARSH), (0.5, 8))
+    assert trial.loss == pytest.approx(math.exp(nats(HARSH) - nats("fp16")) - 1, rel=1e-6)
+
+
+def test_windows_longer_than_the_model_reads_are_refused() -> None:
+    with pytest.raises(InputError, match="a sample takes 515 tokens, tiny reads 512"):
+        Meter(tiny.tiny_model(), windows(2, 511, 3), None, [policy_named("leankv")])
+
+
+def test_what_does_not_hold_on_other_text_is_flagged(capsys) -> None:
+    within = {"loss": 0.008, "interval": [0.001, 0.015], "nominal": 4.0, "physical": 3.0}
+    beyond = {**within, "loss": 0.02}
+    found = [
+        {"policy": "leankv", "bound": 0.01, "spec": f"leankv:{name}", "held_in": within, "held_out": held_out}
+        for name, held_out in (("good", within), ("bad", beyond))
+    ]
+    assert ["above the bound" in said for said in tuned(found)["Loss, held out"].to_pylist()] == [False, True]
+    (line,) = missed(found)
+    assert line.startswith("leankv:bad was found under a bound of 1.00% and loses 2.00%")
+    print_found(found, "")
+    assert capsys.readouterr().out.count("above the bound") == 1
+
+
 def test_kept_shares() -> None:
     """All high where nothing may be lowered; otherwise shares of a whole, the last 64 tokens always high."""
     prompts = [torch.tensor(tiny.prompt_of(256, seed)) for seed in (1, 2)]
@@ -63,16 +103,23 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
             return {"input_ids": [ord(letter) % (tiny.VOCAB - 1) + 1 for letter in text]}
 
     loaded = replace(tiny.tiny_model(), tokenizer=Letters())
-    monkeypatch.setattr(weights, "load", lambda name, dtype: loaded)
+    monkeypatch.setattr(live_setup, "load", lambda name, dtype, device: loaded)
+    centred, means_of = [], key_means.key_means_of
+    monkeypatch.setattr(key_means, "key_means_of", lambda *about: centred.append(about[1]) or means_of(*about))
     text = tmp_path / "story.txt"
     text.write_text("".join(f"On day {n} the ship met {n * n % 89} gulls. " for n in range(200)))
     sizes = ["--windows", "2", "--held-out", "2", "--prefix", "100", "--scored", "2", "--texts", str(text)]
     out = tmp_path / "tuned"
     command = ["tune", "--policy", "leankv", "--policy", "leankv-r", "--max-loss", "0.5", *sizes]
-    command += ["--output-dir", str(out)]
+    command += ["--output-dir", str(out), "--json", str(tmp_path / "found.json"), "--backend", "cpu"]
     assert main(command) == 0
     assert "loss, held out" in capsys.readouterr().out
+    # Centred as an evaluation centres: on the same essays, whatever the texts are.
+    assert torch.equal(centred[0], token_windows(essays(), Letters(), live_setup.MEANS_TOKENS, 1)[0])
     first = load_tuning(out / "tune.json")
+    assert first["device"]["backend"] == "cpu" and len(first["config_hash"]) == 16
+    runs = json.loads((tmp_path / "found.json").read_text())["runs"]
+    assert [(run["policy"], run["summary"]) for run in runs] == [(each["spec"], each) for each in first["found"]]
     assert [each["policy"] for each in first["found"]] == ["leankv", "leankv-r"]
     for each in first["found"]:
         assert each["held_in"]["loss"] <= 0.5 and each["held_out"]["physical"] > 1
@@ -82,6 +129,20 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert main(command) == 0
     second = json.loads((out / "tune.json").read_text())
     assert second["found"] == first["found"] and second["trials"] == first["trials"]
+
+
+def test_a_model_with_other_weights_is_measured_anew(tmp_path) -> None:
+    """Other weights of the same name, and a policy of the same name with other knobs: neither is taken for another."""
+    one, other = (Trial((0, 1), loss, (0.0, 1.0), 3.0, 2.0) for loss in (0.01, 0.5))
+    plain, changed = policy_named("leankv"), replace(policy_named("leankv:low=K4V1"), name="leankv")
+
+    def asked(weights, policy, trial):
+        return Trials(tmp_path, {"model": "tiny", "model_sha256": weights}).get(policy, lambda: trial)
+
+    assert asked("a", plain, one) == one
+    assert asked("a", plain, other) == one
+    assert asked("b", plain, other) == other
+    assert asked("a", changed, other) == other
 
 
 @pytest.mark.parametrize("flags", [["--windows", "1"], ["--prefix", "3"], ["--max-loss", "0"], ["--policy", "fp8"]])

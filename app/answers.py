@@ -14,6 +14,7 @@ from typing import Any
 from leankv.app import found
 
 HARM = 0.01  # a rise of perplexity beyond this is a loss of answers
+RIGHT = {"needle": "needles found", "answers": "answers right"}  # shares that a winner may lose
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class Answers:
             return (0.0, None) if policy == "fp16" else None
         interval = score["difference_interval"]
         return score["difference"], (interval[0], interval[1]) if interval else None
+
+    def lost(self, policy: str) -> dict[str, tuple[float, float]]:
+        """Shares of fp16 and of the policy, by metric of RIGHT, where the paired interval says that some were lost."""
+        found = {}
+        for metric in RIGHT:
+            score = self.scores.get(policy, {}).get(metric)
+            interval = score and score["difference_interval"]
+            if interval and interval[1] < 0:
+                found[metric] = score["value"] - score["difference"], score["value"]
+        return found
+
+    def asked(self, policy: str) -> list[str]:
+        """The metrics of RIGHT that were measured."""
+        return [metric for metric in RIGHT if metric in self.scores.get(policy, {})]
 
     def value(self, policy: str, metric: str) -> float | None:
         score = self.scores.get(policy, {}).get(metric)
@@ -84,19 +99,34 @@ def sentence(answers: Answers | None, model: str, best: str, others: list[str]) 
             f"**Answers**: no quality was measured for {model} under these policies, so a winner here may lose answers "
             f"and none is told.{known}"
         )
-    loss = answers.loss(best)
-    if loss is None:
+    if best not in answers.scores:
         return f"**Answers**: {best} was not evaluated on {model}; what it does to answers is not known."
+    said = [_perplexity(answers, best)]
+    said += [f"{answers.scores[best][metric]['value']:.0%} of {RIGHT[metric]}" for metric in answers.asked(best)]
+    known = "; ".join(each for each in said if each) or "neither perplexity nor needles nor answers"
+    only = "" if answers.asked(best) else " Needles and answers were not measured."
+    return f"**Answers**: {best}: {known}, measured on {model} ({answers.name}).{only}"
+
+
+def _perplexity(answers: Answers, policy: str) -> str:
+    loss = answers.loss(policy)
+    if loss is None:
+        return ""
     change, interval = loss
     between = f" (95 %: {interval[0]:+.1%} to {interval[1]:+.1%})" if interval else ""
-    return f"**Answers**: {best} changes perplexity by {change:+.1%}{between}, measured on {model} ({answers.name})."
+    return f"perplexity changes by {change:+.1%}{between}"
 
 
 def warning(answers: Answers | None, best: str) -> str | None:
-    """One line where the winner is known to lose answers."""
-    loss = answers.loss(best) if answers else None
-    if loss is None or loss[0] <= HARM:
+    """One line where the winner is known to lose answers: in perplexity, or in needles or answers beyond chance."""
+    if answers is None:
         return None
-    change, interval = loss
-    sure = "" if interval is None or interval[0] > 0 else ", which may be chance"
-    return f"{best} wins, but loses answers: perplexity rises by {change:.1%}{sure}. See the Quality page."
+    said = []
+    loss = answers.loss(best)
+    if loss is not None and loss[0] > HARM:
+        sure = "" if loss[1] is None or loss[1][0] > 0 else ", which may be chance"
+        said.append(f"perplexity rises by {loss[0]:.1%}{sure}")
+    said += [
+        f"{mine:.0%} of {RIGHT[metric]}, not {theirs:.0%}" for metric, (theirs, mine) in answers.lost(best).items()
+    ]
+    return f"{best} wins, but loses answers: {'; '.join(said)}. See the Quality page." if said else None

@@ -177,7 +177,7 @@ STEP_TIMES = {
 def badges(summaries: Mapping[str, Summary], answers: bool | None = None) -> str:
     """Which sources the figures have, as badges (Markdown): what is projected and what is measured, at a glance.
 
-    answers: whether those of a policy were measured; None says nothing of them.
+    answers: whether the winner's were measured; None says nothing of them.
     """
     names = sorted({summary.get("step_time_source", "live") for summary in summaries.values()})
     said = [

@@ -101,16 +101,16 @@ def _answers(runs: Mapping[str, Run]) -> Answers | None:
 
 def _headline(runs: Mapping[str, Run], sweep: pa.Table | None, measured: Answers | None) -> None:
     summaries = {policy: run.summary for policy, run in runs.items()}
-    gap = None
+    best, gap = narrative.winner(summaries), None
     if pair := narrative.contest(summaries):
-        best, against = pair
+        against = pair[1]
         gap = share_gap(runs[best].requests, runs[against].requests, summaries[best]["slo"])
     with st.container(border=True, key="verdict"):
         st.markdown(narrative.verdict(summaries, gap=gap))
         if sweep is not None:
             st.markdown(narrative.flip_sentence(sweep))
-        st.markdown(narrative.badges(summaries, measured is not None))
-    lost = answers.warning(measured, narrative.winner(summaries))
+        st.markdown(narrative.badges(summaries, measured is not None and best in measured.scores))
+    lost = answers.warning(measured, best)
     for line in [*narrative.warnings(summaries), *([lost] if lost else [])]:
         st.warning(line, icon=":material/warning:")
     draw_cards(scoreboard.cards(summaries))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from leankv.app.scenario import Scenario
 from leankv.serving.policies.registry import policy_named
 
 MODEL = "smollm2-135m"
+FP16 = {"perplexity": {"value": 20.0, "difference": None, "difference_interval": None}}
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +99,7 @@ def test_measured_answers_join_the_comparison_and_warn_of_a_losing_winner(profil
     stored = json.loads((quality / "quality.json").read_text())["policies"]["leankv"]["scores"]["perplexity"]
     assert board[scoreboard.LOSS]["leankv"] == pytest.approx(100 * stored["difference"])
     assert board[scoreboard.LOSS]["fp16"] == 0
-    assert "changes perplexity by" in captions(app)
+    assert "perplexity changes by" in captions(app)
 
 
 def test_no_answers_are_told_of_a_model_that_was_not_evaluated(quality: Path) -> None:
@@ -124,6 +126,43 @@ def test_a_winner_that_loses_answers_is_warned_of(quality: Path) -> None:
     assert answers.warning(found, "int8") is None
     assert answers.warning(found, "leankv") is None
     assert answers.warning(None, "int4") is None
+
+
+def with_scores(found: answers.Answers, policy: str, **scores: Any) -> answers.Answers:
+    return replace(found, scores={**found.scores, policy: {**found.scores[policy], **scores}})
+
+
+def test_a_winner_that_loses_needles_or_answers_beyond_chance_is_warned_of(quality: Path) -> None:
+    found = answers.measured(MODEL, specifications("fp16", "int8"))
+    assert found is not None and answers.warning(found, "int8") is None
+    for metric, told in (("needle", "needles found"), ("answers", "answers right")):
+        lost = {"value": 0.17, "difference": -0.83, "difference_interval": [-0.95, -0.6]}
+        said = answers.warning(with_scores(found, "int8", **{metric: lost}), "int8")
+        assert said == f"int8 wins, but loses answers: 17% of {told}, not 100%. See the Quality page."
+        chance = {"value": 0.9, "difference": -0.1, "difference_interval": [-0.3, 0.02]}
+        assert answers.warning(with_scores(found, "int8", **{metric: chance}), "int8") is None
+
+
+def test_what_rests_on_perplexity_alone_says_so(quality: Path) -> None:
+    found = answers.measured(MODEL, specifications("fp16", "int8"))
+    assert found is not None
+    said = answers.sentence(found, MODEL, "int8", [])
+    assert "% of needles found" in said and "not measured" not in said
+    alone = replace(found, scores={"int8": {"perplexity": found.scores["int8"]["perplexity"]}})
+    assert answers.sentence(alone, MODEL, "int8", []).endswith("Needles and answers were not measured.")
+
+
+def test_a_winner_that_was_not_measured_gets_no_green_badge(
+    profile: Path, quality: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 is in every evaluation, so that some policy was measured says nothing."""
+    shown = {}
+    for best in ("fp16", "leankv"):
+        monkeypatch.setattr("leankv.app.narrative.leader", lambda rows, best=best: best)
+        monkeypatch.setattr(answers, "measured", lambda *_: answers.Answers(quality, "mine", {"fp16": FP16}))
+        app = opened("compare", steptime="profile", rate=0.05, measured=["fp16", "leankv"])
+        shown[best] = next(block.value for block in app.markdown if "badge" in block.value)
+    assert "answers: measured" in shown["fp16"] and "answers: not measured" in shown["leankv"]
 
 
 def test_the_table_leaves_a_policy_that_was_not_measured_empty(quality: Path, sample: SimpleNamespace) -> None:

@@ -39,6 +39,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 PROFILE_FILE, STEPS_FILE = "profile.json", "steps.parquet"
+WHERE = ("name", "processor", "backend", "dtype")
+STORED = ("device", "dtype", "versions", "created", "settings", "noise", "timed_steps")
 AGAIN = "name a folder that calibrate wrote, or run leankv calibrate again"
 
 
@@ -84,7 +86,7 @@ class Profile:
     """A calibration. device: where it ran, in words (name, backend, threads, dtype), and memory_bytes.
 
     policies: by name. settings: what was asked, so that a rerun can go on. noise: how disturbed the machine was.
-    created: ISO 8601, UTC.
+    created: ISO 8601, UTC. timed_steps: rows of `steps.parquet` that it speaks of.
     """
 
     model: ModelSpec
@@ -95,6 +97,7 @@ class Profile:
     policies: Mapping[str, PolicyProfile]
     settings: Mapping[str, Any] = field(default_factory=dict)
     noise: Mapping[str, Any] = field(default_factory=dict)
+    timed_steps: int = 0
 
     @property
     def source(self) -> str:
@@ -125,7 +128,8 @@ class Profile:
 def save_profile(profile: Profile, steps: pa.Table, folder: str | Path) -> Path:
     """Write both files, replacing older ones; the steps first, so that `profile.json` speaks of what is there.
 
-    steps: a row a timed step. Raises InputError where the folder cannot be written.
+    steps: a row a timed step, earlier ones first; rows beyond `timed_steps` are of a call that was cut off. Raises
+    InputError where the folder cannot be written.
     """
     import pyarrow.parquet as pq
 
@@ -158,7 +162,7 @@ def load_profile(folder: str | Path) -> Profile:
         return Profile(
             model=ModelSpec(**content["model"]),
             policies={name: _policy_of(each) for name, each in content["policies"].items()},
-            **{name: content[name] for name in ("device", "dtype", "versions", "created", "settings", "noise")},
+            **{name: content[name] for name in STORED},
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path} lacks {error}; {AGAIN}") from error
@@ -184,7 +188,7 @@ def require_fits(profile: Profile, model: ModelSpec | None = None, device: Mappi
         )
     if device is None:
         return
-    for name in ("name", "backend", "dtype"):
+    for name in WHERE:
         if name in device and device[name] != profile.device.get(name):
             raise InputError(
                 f"the profile was measured on {_in_words(profile.device)}, not on {_in_words(device)}; calibrate here"
@@ -209,7 +213,7 @@ def _shape(model: ModelSpec) -> ModelSpec:
 
 
 def _in_words(device: Mapping[str, Any]) -> str:
-    return ", ".join(str(device[name]) for name in ("name", "backend", "dtype") if name in device)
+    return ", ".join(str(device[name]) for name in WHERE if name in device)
 
 
 def _knobs(specification: str) -> str:

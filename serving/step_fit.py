@@ -18,7 +18,8 @@ class StepFit:
     after `context` earlier ones, lasts
 
         linear(n + sum of c) + row_s * (sequences that get a token)
-        + decode_s + (decode_sequence_s + move_s / move_every) * n + sum of read_s_per_byte[i] * b[i]        if n > 0
+        + decode_s + (second_tier_s if b[1] > 0)
+        + (decode_sequence_s + move_s / move_every) * n + sum of read_s_per_byte[i] * b[i]                   if n > 0
         + sum over chunks: chunk_s + chunk_token_s * c + context_token_s * context + pair_s * pairs
         + sum over prompts completed: prompt_s + prompt_token_s * prompt
 
@@ -45,6 +46,7 @@ class StepFit:
     prompt_token_s: float
     move_s: float = 0.0
     move_every: int = 1
+    second_tier_s: float = 0.0
 
     def __post_init__(self) -> None:
         knots = self.linear_tokens
@@ -73,7 +75,8 @@ class StepFit:
         if not sequences:
             return 0.0
         reads = sum(each * count for each, count in zip(self.read_s_per_byte, read_bytes, strict=False))
-        return self.decode_s + self.sequence_s * sequences + reads
+        second = self.second_tier_s if any(read_bytes[1:]) else 0.0
+        return self.decode_s + second + self.sequence_s * sequences + reads
 
     def chunk(self, tokens: int, context: int) -> float:
         """Seconds that a chunk of a prompt adds, beside its linear layers."""

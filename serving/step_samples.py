@@ -18,19 +18,21 @@ TYPES = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
 class StepSample:
     """One step. point: a number that its repetitions share, within a policy. regime: decode, prefill or mixed.
 
-    reference: a fixed piece of work timed around the step, over its best time: 1 where nothing disturbed the machine.
-    kept: whether that was near enough to 1. tokens: computed, decoded ones included; rows: sequences that got a token;
-    attended: positions that the decoding sequences attended to; read_bytes: keys and values that they hold, in their
-    tier's format, by tier (0 where a policy has one); chunk_tokens, context_tokens, pairs: sums over the chunks of
-    prompts (see `StepFit`); completed, completed_tokens: prompts that the step finished, and their lengths together;
-    moved: decoding requests whose tokens changed tier in bulk, where a policy does that every so many steps; pages:
-    held after the step.
+    round: of the calibration, from 0. reference_s: how long a fixed piece of work took around the step; reference: that
+    over its best time, 1 where nothing disturbed the machine; kept: whether it was near enough to 1.
+    tokens: computed, decoded ones included; rows: sequences that got a token; attended: positions that the decoding
+    sequences attended to; read_bytes: keys and values that they hold, in their tier's format, by tier (0 where a policy
+    has one); chunk_tokens, context_tokens, pairs: sums over the chunks of prompts (see `StepFit`); completed,
+    completed_tokens: prompts that the step finished, and their lengths together; moved: decoding requests whose tokens
+    changed tier in bulk, where a policy does that every so many steps; pages: held after the step.
     """
 
     policy: str
     regime: str
     point: int
+    round: int
     seconds: float
+    reference_s: float
     reference: float
     kept: bool
     tokens: int

@@ -12,6 +12,7 @@ from leankv.app.commands._validation_runs import Folders
 from leankv.app.commands.run import live_policies
 from leankv.app.commands.traces import chosen_requests
 from leankv.backend.live_setup import LiveSetup, live_setup
+from leankv.backend.processor import with_processor
 from leankv.serving.paired import BASELINE
 from leankv.serving.policies.base import Policy
 from leankv.serving.profile import Profile, load_profile, profile_device, require_fits
@@ -55,7 +56,7 @@ def planned(command: Validate) -> Plan:
     if pool_gib is None:
         pool_gib = pool_bytes(profile.model, trace, limits.max_num_seqs) / GIB
     setup = live_setup(command.model or profile.model.name, command.backend, pool_gib, trace, policies)
-    require_fits(profile, setup.model, setup.device)
+    require_fits(profile, setup.model, with_processor(setup.device))
     knee = command.knee or _knee(command, profile, policies, setup.kv_memory_bytes, trace)
     loads = loads_of(command.load or tuple(LOADS), knee, trace)
     traces = {load.name: rate_scale(trace, load.rate_scale) for load in loads}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from leankv.app.commands._calibration_book import Book, opened_book
 from leankv.app.commands._deployment import Gib, Policies
 from leankv.app.commands._outputs import require_place_for_file, require_place_for_folder
 from leankv.app.commands._parsing import parsed
@@ -19,14 +19,11 @@ from leankv.app.commands._progress import progress_bar
 from leankv.app.commands.traces import Count, File
 
 if TYPE_CHECKING:
-    from leankv.backend.calibration.policy import MeasuredPolicy
     from leankv.backend.calibration.setup import Calibration
     from leankv.serving.policies.base import Policy
-    from leankv.serving.profile import PolicyProfile, Profile
+    from leankv.serving.profile import Profile
     from leankv.serving.retention import Retention
     from leankv.serving.scheduler import SchedulerLimits
-    from leankv.serving.step_fit import StepFit
-    from leankv.serving.step_samples import StepSample
 
 ABOUT = """\
 Measure the live engine's step times and each policy's retention on this machine, and fit what the simulator needs.
@@ -136,7 +133,7 @@ def _measure(setup: Calibration, turns: Sequence[Policy], book: Book, replayed: 
             def partly(share: float, number: int = number) -> None:
                 report((number + share) / len(turns))
 
-            measured = measure_policy(setup, policy, partly, steps_only=book.rounds(policy) > 0)
+            measured = measure_policy(setup, policy, book.rounds(policy), partly)
             if replayed is not None and policy.retention is not None:
                 measured = replace(measured, retention=_as_replayed(replayed, policy), heads=None)
             book.add(policy, measured)
@@ -183,7 +180,10 @@ def _context(command: Calibrate) -> int:
 
 def _settings(command: Calibrate, setup: Calibration) -> dict[str, Any]:
     """What decides the figures, but for the policies: each has its own."""
+    from leankv.serving.runs import config_hash
+
     return {
+        "grid": config_hash(asdict(setup.grid)),
         "model": command.model,
         "backend": str(setup.device["backend"]),
         "max_num_seqs": setup.limits.max_num_seqs,
@@ -194,76 +194,6 @@ def _settings(command: Calibrate, setup: Calibration) -> dict[str, Any]:
         "quick": command.quick,
         "retention_from": None if command.retention_from is None else str(command.retention_from),
     }
-
-
-class Book:
-    """The profile in its folder, as far as it has come: every `add` fits all its policies together and writes it."""
-
-    def __init__(self, folder: Path, profile: Profile, samples: Sequence[StepSample]) -> None:
-        self.folder, self.profile, self.samples = folder, profile, list(samples)
-
-    def rounds(self, policy: Policy) -> int:
-        """How often the policy is measured. Raises InputError where it was, with other knobs."""
-        if policy.name not in self.profile.policies:
-            return 0
-        self.profile.of(policy.name, repr(policy))
-        return int(self.profile.noise[policy.name].get("rounds", 1))
-
-    def add(self, policy: Policy, measured: MeasuredPolicy) -> None:
-        from leankv.serving.profile import save_profile
-        from leankv.serving.step_samples import samples_table
-        from leankv.simulator.step_time.profile_fit import fit_steps, held_out, points
-
-        self.samples += measured.samples
-        timed = points(self.samples)
-        every = {name: self._move_every(name) for name in {point.policy for point in timed}}
-        fits, errors = fit_steps(timed, every), held_out(timed)
-        rounds = self.rounds(policy) + 1
-        new = _policy_profile(policy, measured, fits[policy.name], self.profile.policies.get(policy.name))
-        policies = {**self.profile.policies, policy.name: new}
-        fitted = {name: replace(each, fit=fits[name], held_out=errors.get(name, {})) for name, each in policies.items()}
-        noise = {**self.profile.noise, policy.name: {**measured.noise.to_dict(), "rounds": rounds}}
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.profile = replace(self.profile, policies=fitted, noise=noise, created=now)
-        save_profile(self.profile, samples_table(self.samples), self.folder)
-
-    def _move_every(self, name: str) -> int:
-        from leankv.backend.calibration.steps import move_every
-        from leankv.serving.policies.registry import policy_named
-
-        return move_every(policy_named(name))
-
-
-def _policy_profile(
-    policy: Policy, measured: MeasuredPolicy, fit: StepFit, earlier: PolicyProfile | None
-) -> PolicyProfile:
-    """`earlier`: of the rounds before, which alone measured what a policy keeps."""
-    from leankv.serving.profile import PolicyProfile
-
-    if earlier is not None:
-        return replace(earlier, fit=fit)
-    return PolicyProfile(repr(policy), fit, {}, measured.retention, measured.heads, measured.memory)
-
-
-def opened_book(folder: Path, setup: Calibration, settings: Mapping[str, Any]) -> Book:
-    """A new book, or the one that an earlier call with these settings left.
-
-    Raises InputError where the folder holds something else.
-    """
-    from leankv.backend.reference import versions
-    from leankv.serving.errors import InputError
-    from leankv.serving.profile import Profile, load_profile, load_steps, require_fits
-    from leankv.serving.step_samples import samples_of
-
-    if not folder.is_dir() or not any(folder.iterdir()):
-        dtype = str(setup.device["dtype"])
-        return Book(folder, Profile(setup.model, setup.device, dtype, versions(), "", {}, settings, {}), ())
-    profile = load_profile(folder)
-    require_fits(profile, setup.model, setup.device)
-    if dict(profile.settings) != dict(settings):
-        raise InputError(f"{folder} holds a profile of other settings; name another --output-dir or remove it")
-    samples = samples_of(load_steps(folder))
-    return Book(folder, profile, [sample for sample in samples if sample.policy in profile.policies])
 
 
 def _finish(command: Calibrate, profile: Profile) -> None:

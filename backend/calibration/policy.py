@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from leankv.backend.calibration.reference import Noise, Reference
+from leankv.backend.calibration.reference import Reference
 from leankv.backend.calibration.retained import GENERATED, QUICK_GENERATED, decode_growth, head_retention
 from leankv.backend.calibration.rig import Rig
 from leankv.backend.calibration.setup import Calibration
@@ -30,14 +30,13 @@ class MeasuredPolicy:
     """What was measured of a policy; see `PolicyProfile`."""
 
     samples: Sequence[StepSample]
-    noise: Noise
     retention: Retention | None
     heads: HeadRetention | None
     memory: dict[str, int]
 
 
-def measure_policy(setup: Calibration, policy: Policy, progress: Progress, steps_only: bool = False) -> MeasuredPolicy:
-    """Everything of one policy, or its steps alone once more.
+def measure_policy(setup: Calibration, policy: Policy, number: int, progress: Progress) -> MeasuredPolicy:
+    """Everything of one policy; in a round after the first (`number` above 0), its steps alone once more.
 
     Raises InputError where it does not run live or does not fit.
     """
@@ -51,13 +50,13 @@ def measure_policy(setup: Calibration, policy: Policy, progress: Progress, steps
         setup.key_means,
     )
     reference = Reference(setup.loaded.model)
-    steps = time_steps(rig, setup.grid, reference, lambda share: progress(STEPS_SHARE * share))
+    steps = time_steps(rig, setup.grid, reference, number, lambda share: progress(STEPS_SHARE * share))
     memory = _memory(setup, policy, rig)
     kept, heads = None, None
-    if not steps_only:
+    if not number:
         kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
     progress(1.0)
-    return MeasuredPolicy(steps.samples, steps.noise, kept, heads, memory)
+    return MeasuredPolicy(steps, kept, heads, memory)
 
 
 def _memory(setup: Calibration, policy: Policy, rig: Rig) -> dict[str, int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from leankv.serving.step_samples import StepSample
 
 LIMIT = 1.5
 """A step counts if the work before and after it took at most so many times its best.
@@ -20,6 +22,8 @@ and not scaled.
 """
 QUIET, TOO_NOISY = 0.9, 0.1
 """Undisturbed steps, as a share of all, that make a machine quiet; points without any, likewise, that are too many."""
+BEST = 0.1
+"""The reference's best time is this quantile of all: one lucky sample should not make the others look disturbed."""
 ROWS = 4
 LEAST, MOST = 1 << 12, 1 << 23
 """Elements of a matrix, and of all together."""
@@ -55,31 +59,59 @@ class Reference:
 @dataclass(frozen=True)
 class Noise:
     """How disturbed a machine was. steps: timed; undisturbed: share of them; lost: share of the points that have no
-    undisturbed step; slowest_tenth: the reference's ninth decile over its best; verdict: quiet, noisy or too noisy.
+    undisturbed step; slowest_tenth: the reference's ninth decile over its best; drift: its median in the slowest round
+    over that in the fastest; rounds: how many there were; verdict: quiet, noisy or too noisy.
     """
 
     steps: int
     undisturbed: float
     lost: float
     slowest_tenth: float
+    drift: float
+    rounds: int
     verdict: str
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def noise_of(references: Sequence[float], points: Sequence[int]) -> Noise:
-    """references: over their best, one a step; points: their numbers."""
+def judged(samples: Sequence[StepSample]) -> tuple[list[StepSample], dict[str, Noise]]:
+    """Which steps of all policies and rounds count, and how disturbed the machine was under each policy.
+
+    The reference is the same work under every policy, so its best time is that of all of them.
+    """
+    best = best_s([sample.reference_s for sample in samples])
+    scaled = [replace(sample, reference=sample.reference_s / best) for sample in samples]
+    kept = kept_of([sample.reference for sample in scaled], [(sample.policy, sample.point) for sample in scaled])
+    marked = [replace(sample, kept=good) for sample, good in zip(scaled, kept, strict=True)]
+    by_policy: dict[str, list[StepSample]] = {}
+    for sample in marked:
+        by_policy.setdefault(sample.policy, []).append(sample)
+    return marked, {policy: noise_of(each) for policy, each in by_policy.items()}
+
+
+def best_s(references_s: Sequence[float]) -> float:
+    return float(np.quantile(references_s, BEST))
+
+
+def noise_of(samples: Sequence[StepSample]) -> Noise:
+    """Of one policy's steps, whose `reference` is known."""
+    references = [sample.reference for sample in samples]
     good = [reference <= LIMIT for reference in references]
-    found = {point for point, each in zip(points, good, strict=True) if each}
-    share, lost = float(np.mean(good)), 1 - len(found) / len(set(points))
+    found = {sample.point for sample, each in zip(samples, good, strict=True) if each}
+    share, lost = float(np.mean(good)), 1 - len(found) / len({sample.point for sample in samples})
+    rounds: dict[int, list[float]] = {}
+    for sample in samples:
+        rounds.setdefault(sample.round, []).append(sample.reference)
+    medians = [float(np.median(each)) for each in rounds.values()]
     verdict = "too noisy" if lost > TOO_NOISY else "quiet" if share >= QUIET else "noisy"
-    return Noise(len(good), share, lost, float(np.quantile(references, 0.9)), verdict)
+    slowest = float(np.quantile(references, 0.9))
+    return Noise(len(good), share, lost, slowest, max(medians) / min(medians), len(rounds), verdict)
 
 
-def kept_of(references: Sequence[float], points: Sequence[int]) -> list[bool]:
+def kept_of(references: Sequence[float], points: Sequence[Any]) -> list[bool]:
     """Which steps count: undisturbed ones, and of a point that has none the least disturbed."""
-    least: dict[int, float] = {}
+    least: dict[Any, float] = {}
     for reference, point in zip(references, points, strict=True):
         least[point] = min(reference, least.get(point, np.inf))
     pairs = zip(references, points, strict=True)

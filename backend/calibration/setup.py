@@ -12,6 +12,7 @@ from leankv.backend.calibration.design import Grid, grid_of
 from leankv.backend.calibration.stored import Text
 from leankv.backend.capture import capture, mean_keys
 from leankv.backend.live_setup import GIB, described, device_named, free_bytes, loaded_on, pool_bytes
+from leankv.backend.processor import with_processor
 from leankv.backend.prompts import prompts_of
 from leankv.backend.texts import essays
 from leankv.backend.weights import Loaded
@@ -90,7 +91,7 @@ def calibration_of(
         raise InputError(f"--max-context {longest}: give at least {SHORTEST}; the model has {loaded.max_context}")
     texts = [Text(each, capture(loaded, torch.tensor(each))) for each in tokens]
     kind = loaded.model.device.type
-    where = {**described(loaded, kind), "memory_bytes": _memory_bytes(kind)}
+    where = {**with_processor(described(loaded, kind)), "memory_bytes": _memory_bytes(kind)}
     means = torch.stack([mean_keys(text.captured) for text in texts]).mean(0)
     return Calibration(loaded, model, where, texts, means, limits, longest, kv_memory_bytes, quick)
 

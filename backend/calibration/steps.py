@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import replace
 
 from leankv.backend.calibration.design import Grid, PointSpec, Scene, point_tokens
-from leankv.backend.calibration.reference import LIMIT, Noise, Reference, kept_of, noise_of
+from leankv.backend.calibration.reference import LIMIT, Reference, best_s
 from leankv.backend.calibration.rig import Rig, Timed
 from leankv.backend.engine import Engine
 from leankv.serving.policies.base import Policy
@@ -16,36 +14,26 @@ from leankv.serving.policies.budgets import Residual
 from leankv.serving.step_samples import StepSample
 
 Progress = Callable[[float], None]
-BEST = 0.1
-"""The reference's best time is this quantile of all: one lucky sample should not make the others look disturbed."""
 
 
-@dataclass(frozen=True)
-class MeasuredSteps:
-    """The timed steps of a policy, and how disturbed the machine was."""
-
-    samples: Sequence[StepSample]
-    noise: Noise
-
-
-def time_steps(rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> MeasuredSteps:
-    """Measure the grid. Points that the pool cannot hold are left out; those that were disturbed are measured again, so
-    a quiet machine takes less time.
+def time_steps(rig: Rig, grid: Grid, reference: Reference, number: int, progress: Progress) -> list[StepSample]:
+    """Measure the grid, in the round of this number. Points that the pool cannot hold are left out; those that were
+    disturbed are measured again, so a quiet machine takes less time. What counts is judged later, over all rounds.
     """
-    timing = _Timing(rig, grid, reference, progress)
+    timing = _Timing(rig, grid, reference, number, progress)
     for scene in grid.scenes:
         timing.scene(scene)
     for scene in grid.scenes * grid.more_rounds:
         if (part := timing.disturbed(scene)).points:
             timing.scene(part)
-    return timing.result()
+    return timing.samples
 
 
 class _Timing:
-    """Samples so far, their references in seconds, and how far it has come."""
+    """Samples so far, and how far it has come."""
 
-    def __init__(self, rig: Rig, grid: Grid, reference: Reference, progress: Progress) -> None:
-        self.rig, self.grid, self.reference, self.progress = rig, grid, reference, progress
+    def __init__(self, rig: Rig, grid: Grid, reference: Reference, number: int, progress: Progress) -> None:
+        self.rig, self.grid, self.reference, self.number, self.progress = rig, grid, reference, number, progress
         self.samples: list[StepSample] = []
         self.done = 0
         self.reference.seconds()
@@ -66,8 +54,8 @@ class _Timing:
 
     def disturbed(self, scene: Scene) -> Scene:
         """The scene's points that have no undisturbed step."""
-        best = self._best()
-        good = {sample.point for sample in self.samples if sample.reference <= LIMIT * best}
+        best = best_s([sample.reference_s for sample in self.samples])
+        good = {sample.point for sample in self.samples if sample.reference_s <= LIMIT * best}
         return replace(scene, points=tuple(point for point in scene.points if point.number not in good))
 
     def _point(self, point: PointSpec) -> None:
@@ -75,19 +63,8 @@ class _Timing:
         timed = self.rig.step(point.chunks)
         after = self.reference.seconds()
         if timed is not None:
-            self.samples.append(_sample(self.rig.engine, point, timed, max(before, after)))
-
-    def _best(self) -> float:
-        return float(np.quantile([sample.reference for sample in self.samples], BEST))
-
-    def result(self) -> MeasuredSteps:
-        best = self._best()
-        references = [sample.reference / best for sample in self.samples]
-        points = [sample.point for sample in self.samples]
-        kept = kept_of(references, points)
-        rows = zip(self.samples, references, kept, strict=True)
-        samples = [replace(sample, reference=reference, kept=good) for sample, reference, good in rows]
-        return MeasuredSteps(samples, noise_of(references, points))
+            sample = _sample(self.rig.engine, point, timed, max(before, after))
+            self.samples.append(replace(sample, round=self.number))
 
 
 def move_every(policy: Policy) -> int:
@@ -97,8 +74,8 @@ def move_every(policy: Policy) -> int:
     return max(1, policy.trigger.steps)
 
 
-def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) -> StepSample:
-    """reference is in seconds here; its best is not known yet."""
+def _sample(engine: Engine, point: PointSpec, timed: Timed, reference_s: float) -> StepSample:
+    """Whether it counts is not known yet."""
     row, policy, head_dim = timed.row, engine.policy, engine.cache.shape.head_dim
     widths = [tier.format.bytes_per_token(head_dim) for tier in policy.tiers]
     read = [held * width for held, width in zip(timed.held, [*widths, 0.0], strict=False)]
@@ -106,8 +83,10 @@ def _sample(engine: Engine, point: PointSpec, timed: Timed, reference: float) ->
         policy=policy.name,
         regime="prefill" if not row.decoding else "mixed" if row.chunks else "decode",
         point=point.number,
+        round=0,
         seconds=timed.seconds,
-        reference=reference,
+        reference_s=reference_s,
+        reference=1.0,
         kept=True,
         tokens=row.decoding + sum(tokens for _, tokens in row.chunks),
         rows=row.sequences + len(row.completed),

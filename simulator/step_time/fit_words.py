@@ -15,6 +15,7 @@ def in_words(fit: StepFit, tiers: Mapping[int, str] | None = None) -> list[str]:
     lines = [f"a step of {first} token takes {_time(fit.linear(first))}, of {sizes}: linear layers and the host's work"]
     lines.append(_sum("a sequence that gets a token", {"": fit.row_s}, "output head and sampling"))
     decoding = {"a step": fit.decode_s, "a sequence": fit.decode_sequence_s}
+    decoding[f"more with tokens in {(tiers or {}).get(1, 'tier 1')}"] = fit.second_tier_s
     for tier, per_byte in enumerate(fit.read_s_per_byte):
         decoding[f"a MiB read of {(tiers or {}).get(tier, f'tier {tier}')}"] = per_byte * (1 << 20)
     lines.append(_sum("decoding", decoding, "the cache's own work and attention"))

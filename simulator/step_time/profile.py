@@ -40,7 +40,9 @@ class Measured:
         return self.fit.prompt(prompt) if prompt else 0.0
 
     def decode_work_s(self, policy: Policy, sequences: int) -> float:
-        return self.fit.decode_s + self.fit.sequence_s * sequences
+        # A step whose requests are all too short for a second tier is taken for one that has it: there are few.
+        second = self.fit.second_tier_s if len(policy.tiers) > 1 else 0.0
+        return self.fit.decode_s + second + self.fit.sequence_s * sequences
 
 
 def measured(profile: Profile, policy: Policy, tp: int) -> Measured:

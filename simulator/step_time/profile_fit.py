@@ -43,6 +43,7 @@ OWN_TERMS = (
     "prompt_s",
     "prompt_token_s",
     "move_s",
+    "second_tier_s",
 )
 SHARED_TERMS = ("row_s", "pair_s")
 
@@ -106,13 +107,16 @@ def predicted_s(fit: StepFit, sample: StepSample) -> float:
 
 
 def held_out(measured: Sequence[Point]) -> dict[str, dict[str, HeldOut]]:
-    """Errors by policy and regime on points that the fit has not seen: each fifth of them by a fit to the others."""
+    """Errors by policy and regime on points that the fit has not seen: each fifth of them by a fit to the others.
+
+    The repetitions of a point stay together, and so do the same points of all policies.
+    """
     errors: dict[tuple[str, str], list[float]] = {}
     for fold in range(FOLDS):
-        seen = [point for index, point in enumerate(measured) if index % FOLDS != fold]
+        seen = [point for point in measured if point.sample.point % FOLDS != fold]
         fits = fit_steps(seen)
-        for point in measured[fold::FOLDS]:
-            if point.policy in fits:
+        for point in measured:
+            if point.policy in fits and point.sample.point % FOLDS == fold:
                 error = predicted_s(fits[point.policy], point.sample) / point.seconds - 1.0
                 errors.setdefault((point.policy, point.regime), []).append(error)
     found: dict[str, dict[str, HeldOut]] = {}
@@ -167,6 +171,7 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
         "prompt_s": sample.completed if staged else 0,
         "prompt_token_s": sample.completed_tokens if staged else 0,
         "move_s": sample.moved,
+        "second_tier_s": sample.decoding > 0 and sample.read_bytes_tier1 > 0,
     }
     row = np.zeros(1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * len(names))
     row[: 1 + len(stretches) + len(SHARED_TERMS)] = [1.0, *stretches, sample.rows, sample.pairs]
@@ -196,4 +201,5 @@ def _fit_of(solution: Floats, knots: tuple[int, ...], index: int, move_every: in
         prompt_token_s=own["prompt_token_s"],
         move_s=own["move_s"],
         move_every=move_every,
+        second_tier_s=own["second_tier_s"],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from tests.backend.tiny_folder import save_tiny_model
 
 from leankv.app.cli import main
 from leankv.backend.calibration.design import grid_of, point_tokens
-from leankv.backend.calibration.reference import kept_of, noise_of
+from leankv.backend.calibration.reference import judged
 from leankv.backend.calibration.rig import ChunkSpec, Rig
 from leankv.backend.calibration.stored import Text
 from leankv.backend.capture import capture
+from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import load_profile, load_steps
 from leankv.serving.scheduler import SchedulerLimits
-from leankv.serving.step_samples import samples_of
+from leankv.serving.step_samples import StepSample, samples_of
+from leankv.simulator.step_time.profile_fit import fit_steps, points
 
 LIMITS = ("--max-num-seqs", "2", "--max-num-batched-tokens", "32", "--max-context", "160")
 
@@ -81,14 +84,58 @@ def test_a_second_round_goes_back_through_the_policies_and_counts_as_much_as_the
     first = samples_of(load_steps(folder))
     assert calibrate(tiny, folder, "fp16", "leankv", others=("--rounds", "2")) == 0
     profile, both = load_profile(folder), samples_of(load_steps(folder))
-    assert both[: len(first)] == first
+    assert [sample.seconds for sample in both[: len(first)]] == [sample.seconds for sample in first]
     assert list(dict.fromkeys(sample.policy for sample in both[len(first) :])) == ["leankv", "fp16"]
     assert {sample.point for sample in both[len(first) :]} == {sample.point for sample in first}
     assert {each["rounds"] for each in profile.noise.values()} == {2}
     kept = load_profile(profiled).policies["leankv"]
-    assert profile.policies["leankv"].retention == kept.retention and profile.policies["leankv"].fit != kept.fit
+    assert profile.policies["leankv"].retention == kept.retention
+    assert profile.policies["fp16"].fit == fit_steps(points(both))["fp16"] != fit_steps(points(first))["fp16"]
     assert calibrate(tiny, folder, "fp16", "leankv", others=("--rounds", "2")) == 0
     assert samples_of(load_steps(folder)) == both
+
+
+def test_what_was_cut_off_between_the_two_files_counts_once(tiny: Path, profiled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(profiled, folder)
+    before = (folder / "profile.json").read_text()
+    assert calibrate(tiny, folder, "fp16", others=("--rounds", "2")) == 0
+    once = len(samples_of(load_steps(folder)))
+    (folder / "profile.json").write_text(before)
+    assert calibrate(tiny, folder, "fp16", others=("--rounds", "2")) == 0
+    assert len(samples_of(load_steps(folder))) == once == load_profile(folder).timed_steps
+    first = tmp_path / "first"
+    first.mkdir()
+    shutil.copy(folder / "steps.parquet", first)
+    (first / ".0f.profile.json").write_text("{")
+    assert calibrate(tiny, first, "fp16") == 0
+    assert list(load_profile(first).policies) == ["fp16"]
+
+
+def test_a_full_disk_leaves_the_profile_that_was_there(
+    tiny: Path, profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "full"
+    shutil.copytree(profiled, folder)
+
+    def full(*_: object, **__: object) -> None:
+        raise InputError("cannot write: no space left")
+
+    monkeypatch.setattr("leankv.serving.profile.save_profile", full)
+    assert calibrate(tiny, folder, "fp16", others=("--rounds", "2", "--json", str(tmp_path / "told.json"))) == 2
+    assert "no space left" in capsys.readouterr().err
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["noise"]["fp16"]["rounds"] == 1 and load_profile(folder) == load_profile(profiled)
+
+
+def test_a_grid_of_another_version_is_not_gone_on_with(
+    tiny: Path, profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(profiled, folder)
+    monkeypatch.setattr("leankv.backend.calibration.design.QUICK_SCALES", (0.2, 0.5))
+    assert calibrate(tiny, folder, "fp16", others=("--rounds", "2")) == 2
+    assert "other settings" in capsys.readouterr().err
 
 
 def test_a_profile_is_what_simulate_needs(profiled: Path, tmp_path: Path) -> None:
@@ -180,10 +227,28 @@ def test_a_grid_stays_within_its_limits(limits: tuple[int, int, int]) -> None:
             assert point.batch + len(point.chunks) <= seqs
 
 
+def steps_of(policy: str, round: int, *references_s: float, points: Sequence[int]) -> list[StepSample]:
+    counts = {field.name: 0 for field in fields(StepSample)}
+    made = StepSample(**{**counts, "policy": policy, "regime": "decode", "kept": True, "round": round})
+    pairs = zip(references_s, points, strict=True)
+    return [replace(made, reference_s=reference_s, point=point) for reference_s, point in pairs]
+
+
 def test_disturbed_steps_are_dropped_unless_a_point_has_no_other() -> None:
-    references, points = [1.0, 1.1, 3.0, 2.0, 1.4, 5.0], [1, 1, 1, 2, 2, 3]
-    assert kept_of(references, points) == [True, True, False, False, True, True]
-    noise = noise_of(references, points)
-    assert (noise.undisturbed, noise.lost, noise.verdict) == (0.5, pytest.approx(1 / 3), "too noisy")
-    assert noise_of([1.0, 1.1, 3.0, 2.0, 1.4], points[:5]).verdict == "noisy"
-    assert noise_of([1.0] * 10, list(range(10))).verdict == "quiet"
+    steps = steps_of("fp16", 0, 1.0, 1.0, 1.1, 3.0, 2.0, 1.4, 5.0, points=[0, 1, 1, 1, 2, 2, 3])
+    marked, noise = judged(steps)
+    assert [step.kept for step in marked] == [True, True, True, False, False, True, True]
+    assert (noise["fp16"].undisturbed, noise["fp16"].lost) == (pytest.approx(4 / 7), 0.25)
+    assert noise["fp16"].verdict == "too noisy"
+    assert judged(steps[:-1])[1]["fp16"].verdict == "noisy"
+    assert judged(steps[:3])[1]["fp16"].verdict == "quiet"
+
+
+def test_rounds_and_policies_are_judged_together() -> None:
+    first = steps_of("fp16", 0, 2.0, 2.0, 2.2, points=[0, 1, 2])
+    second = steps_of("fp16", 1, 1.0, 1.0, 2.0, points=[0, 1, 2])
+    other = steps_of("int8", 0, 2.0, 2.1, 2.0, points=[0, 1, 2])
+    marked, noise = judged([*first, *second, *other])
+    assert [step.kept for step in marked] == [False, False, False, True, True, True, True, True, True]
+    assert noise["fp16"].steps == 6 and noise["fp16"].drift == pytest.approx(2.0) and noise["fp16"].rounds == 2
+    assert noise["int8"].verdict == "too noisy", "a machine that is slow throughout is not quiet"

@@ -107,6 +107,10 @@ def test_a_profile_of_another_model_or_device_is_refused() -> None:
         require_fits(profile, model_named("qwen2.5-7b"))
     with pytest.raises(InputError, match="measured on cpu, 2 threads, cpu, float32, not on cpu, 8 threads"):
         require_fits(profile, device={**DEVICE, "name": "cpu, 8 threads"})
+    named = replace(profile, device={**DEVICE, "processor": "AMD EPYC, 2 cores"})
+    require_fits(named, device=DEVICE)
+    with pytest.raises(InputError, match=r"AMD EPYC, 2 cores.* not on .*Apple M3, 8 cores"):
+        require_fits(named, device={**DEVICE, "processor": "Apple M3, 8 cores"})
 
 
 def test_a_policy_that_was_not_measured_is_refused_with_what_was() -> None:

@@ -14,19 +14,22 @@ from leankv.simulator.step_time.profile_fit import fit_steps, held_out, points, 
 
 seconds = st.floats(1e-4, 1e-2)
 fits = st.builds(
-    lambda first, slopes, row, decode, sequence, reads, chunk, token, context, pair, prompt, prompt_token: StepFit(
-        linear_tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-        linear_s=tuple(first + np.concatenate([[0], np.cumsum(np.diff(2 ** np.arange(10)) * slopes)])),
-        row_s=row,
-        decode_s=decode,
-        decode_sequence_s=sequence,
-        read_s_per_byte=reads,
-        chunk_s=chunk,
-        chunk_token_s=token,
-        context_token_s=context,
-        pair_s=pair,
-        prompt_s=prompt,
-        prompt_token_s=prompt_token,
+    lambda first, slopes, row, decode, sequence, reads, chunk, token, context, pair, prompt, prompt_token, second: (
+        StepFit(
+            linear_tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            linear_s=tuple(first + np.concatenate([[0], np.cumsum(np.diff(2 ** np.arange(10)) * slopes)])),
+            row_s=row,
+            decode_s=decode,
+            decode_sequence_s=sequence,
+            read_s_per_byte=reads,
+            chunk_s=chunk,
+            chunk_token_s=token,
+            context_token_s=context,
+            pair_s=pair,
+            prompt_s=prompt,
+            prompt_token_s=prompt_token,
+            second_tier_s=second,
+        )
     ),
     seconds,
     st.lists(st.floats(1e-5, 1e-3), min_size=9, max_size=9),
@@ -40,6 +43,7 @@ fits = st.builds(
     st.floats(1e-9, 1e-7),
     seconds,
     st.floats(1e-6, 1e-4),
+    seconds,
 )
 
 
@@ -65,7 +69,9 @@ def _sample(policy: str, number: int, contexts: list[int], chunks: list[tuple[in
         policy=policy,
         regime="mixed" if contexts and chunks else "prefill" if chunks else "decode",
         point=number,
+        round=0,
         seconds=0.0,
+        reference_s=1e-3,
         reference=1.0,
         kept=True,
         tokens=len(contexts) + sum(size for size, _, _ in chunks),
@@ -122,6 +128,16 @@ def test_held_out_errors_are_small_by_regime(fit: StepFit) -> None:
         assert each.median < 0.05 and abs(each.bias) < 0.1
 
 
+def test_a_second_tier_costs_where_there_is_one() -> None:
+    fit = StepFit((1, 512), (0.01, 0.6), 0, 2e-3, 1e-3, (1e-10, 1e-10), 0, 0, 0, 0, 0, 0, second_tier_s=8e-3)
+    samples = designed("leankv", 1)
+    short = [replace(each, read_bytes_tier0=9000.0 * each.decoding, read_bytes_tier1=0.0) for each in samples[::2]]
+    renumbered = [replace(each, point=each.point + 1000) for each in short]
+    found = fit_steps(points(timed(fit, samples + renumbered)))["leankv"]
+    assert found.second_tier_s == pytest.approx(8e-3, rel=0.02)
+    assert found.decode(1, (9000.0, 1.0)) - found.decode(1, (9000.0, 0.0)) == pytest.approx(8e-3, rel=0.02)
+
+
 def test_policies_share_what_is_common_and_keep_what_is_their_own() -> None:
     common = {
         "linear_tokens": (1, 8, 64, 512),
@@ -138,7 +154,9 @@ def test_policies_share_what_is_common_and_keep_what_is_their_own() -> None:
     both = timed(plain, designed("fp16", 1)) + timed(dear, designed("leankv", 1))
     found = fit_steps(points(both))
     assert found["fp16"].linear_s == found["leankv"].linear_s
-    assert found["leankv"].decode_s - found["fp16"].decode_s == pytest.approx(18e-3, rel=0.05)
+    # Almost every batch has a second tier, so only the sum of the two terms is known.
+    plain_s, dear_s = (found[name].decode_s + found[name].second_tier_s for name in ("fp16", "leankv"))
+    assert dear_s - plain_s == pytest.approx(18e-3, rel=0.05)
     assert found["leankv"].read_s_per_byte == pytest.approx((3e-10, 5e-10), rel=0.02)
     assert found["leankv"].prompt_s == pytest.approx(30e-3, rel=0.05)
     assert found["fp16"].prompt_s < 1e-3

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from leankv.simulator.validation import Validation
 
 CALM = (0.95, 1.10)  # a machine within this of the profile's speed needs no word
+QUIET = 0.05  # nor does a share of the cores below this
 OUTCOMES = {
     "right": "right",
     "tie": "a tie live, and simulated close to it",
@@ -57,7 +58,19 @@ def warnings(validation: Validation) -> list[str]:
             f"The machine drifted: a reference step took {min(speeds):.2f} to {max(speeds):.2f} times as long as when "
             "the profile was measured. Nothing is corrected for it, so part of the error is the machine's."
         )
-    return said
+    return said + _disturbances(validation)
+
+
+def _disturbances(validation: Validation) -> list[str]:
+    """What other processes took of the cores, and which live runs do not count for it."""
+    shares = [each["others"] for each in validation.machine if each["others"] is not None]
+    if not shares or max(shares) <= QUIET:
+        return []
+    taken = f"Others took {min(shares):.0%} to {max(shares):.0%} of the cores during the live runs"
+    rows = [row for row in validation.machine if not row["counts"]]
+    runs = "; ".join(f"{row['policy']} at {row['load']}, repeat {row['repeat'] + 1}" for row in rows)
+    left_out = f"Left out, since calmer repeats count in their place: {runs}." if runs else "No run is left out for it."
+    return [f"{taken}, and part of the error is theirs. {left_out}"]
 
 
 def cards(validation: Validation) -> list[Card]:
@@ -129,12 +142,19 @@ def conditions(validation: Validation) -> str:
     asked = validation.conditions
     trace = asked["trace"]
     pool = f"KV pool {asked['kv_memory_bytes'] / GIB:.3g} GiB"
-    repeats = f"{asked['repeats']} live {'run' if asked['repeats'] == 1 else 'runs'} of each"
+    repeats = _repeats(asked["repeats"])
     measured = f"profile of {asked['profile']['created'][:10]}"
     return (
         f"{trace['requests']:,} requests of **{trace['name']}** · **{asked['model']['name']}** on "
         f"**{asked['device']['name']}** ({asked['device'].get('dtype', '')}) · {repeats} · {pool} · {measured}"
     )
+
+
+def _repeats(by_load: Mapping[str, int]) -> str:
+    least, most = min(by_load.values()), max(by_load.values())
+    if least == most:
+        return f"{most} live {'run' if most == 1 else 'runs'} of each"
+    return f"live runs of each: {', '.join(f'{count} at {load}' for load, count in by_load.items())}"
 
 
 def held_out(profile: Profile) -> pa.Table:

@@ -34,9 +34,8 @@ def _table(validation: Validation, load: str, played: Mapping[str, float], rows:
 
     asked = validation.conditions
     title = f"{load}: {played['offered_rps']:.3g} requests/s; {asked['trace']['name']} on {asked['model']['name']}"
-    table = Table(
-        title=f"{title}, {asked['device']['name']}\nsimulated / live, median of {rows[0].repeats}, and the error"
-    )
+    counted = f"simulated / live, median of {_repeats(rows)}, and the error"
+    table = Table(title=f"{title}, {asked['device']['name']}\n{counted}")
     policies = list(dict.fromkeys(row.policy for row in rows))
     table.add_column("")
     for policy in policies:
@@ -45,6 +44,12 @@ def _table(validation: Validation, load: str, played: Mapping[str, float], rows:
     for metric in dict.fromkeys(row.metric for row in rows):
         table.add_row(metric, *(_cell(cells[metric, policy]) for policy in policies))
     return table
+
+
+def _repeats(rows: Sequence[ParityRow]) -> str:
+    """Of one policy more live runs may count than of another."""
+    counts = [row.repeats for row in rows]
+    return f"{max(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _cell(row: ParityRow) -> str:

@@ -101,7 +101,7 @@ def _load(validation: Validation) -> str | None:
             "Load",
             list(validation.loads),
             key="load",
-            help="Low is half the rate of the knee, overload half as much again. None chosen: all of them.",
+            help="Low is two thirds of the knee's rate, overload half as much again. None chosen: all of them.",
             bind="query-params",
         )
         st.caption(", ".join(validationwords.load_line(*each) for each in validation.loads.items()))

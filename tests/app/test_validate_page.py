@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,11 @@ from streamlit.testing.v1 import AppTest
 
 from leankv.app import validationwords
 from leankv.app.figures import holdup, parity
+from leankv.serving.models import model_named
+from leankv.serving.profile import Profile
+from leankv.serving.scheduler import SchedulerLimits
 from leankv.simulator.validation import Validation, load_validation
+from leankv.traces.open import open_trace
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,58 @@ def test_words_follow_the_file(validation: Validation) -> None:
     assert len(validationwords.signs(validation)) == len(validation.compression_helps)
     missed = [target for target in validation.summary["targets"] if not target["holds"]]
     assert sum(line.startswith("Missed") for line in validationwords.warnings(validation)) == len(missed)
+
+
+def with_repeats(validation: Validation, repeats: dict[str, int]) -> Validation:
+    return replace(validation, conditions={**validation.conditions, "repeats": repeats})
+
+
+@pytest.mark.parametrize(
+    ("repeats", "said"),
+    [
+        ({"low": 3, "knee": 3}, "3 live runs of each"),
+        ({"knee": 1}, "1 live run of each"),
+        ({"low": 1, "knee": 3}, "live runs of each: 1 at low, 3 at knee"),
+    ],
+)
+def test_repeats_are_told_in_words(validation: Validation, repeats: dict[str, int], said: str) -> None:
+    assert f" · {said} · " in validationwords.conditions(with_repeats(validation, repeats))
+
+
+def test_what_others_took_is_told_with_the_runs_that_it_cost(validation: Validation) -> None:
+    (said,) = [line for line in validationwords.warnings(validation) if "Others" in line]
+    assert "Others took 3% to 40% of the cores" in said
+    assert said.endswith("in their place: leankv at low, repeat 2; leankv at knee, repeat 2.")
+    for quiet in (None, 0.01):
+        alone = replace(validation, machine=[{**row, "others": quiet, "counts": True} for row in validation.machine])
+        assert not any("Others" in line for line in validationwords.warnings(alone))
+
+
+def test_the_terminal_tells_how_many_runs_a_median_is_of(validation: Validation) -> None:
+    from leankv.app.commands import _validation_tables as tables
+
+    rows = [row for row in validation.parity if row.load == "low"]
+    title = tables._table(validation, "low", validation.loads["low"], rows).title
+    assert "median of 1 to 2, and the error" in str(title)
+    mine = [row for row in rows if row.policy == "leankv"]
+    assert "median of 1, " in str(tables._table(validation, "low", validation.loads["low"], mine).title)
+
+
+def test_the_made_conditions_are_those_that_validate_writes(validation: Validation) -> None:
+    pytest.importorskip("torch")
+    from leankv.app.commands import validate
+    from leankv.app.commands._validation_runs import Results
+
+    asked = validation.conditions
+    setup = SimpleNamespace(device=asked["device"], model=model_named("llama-3.1-8b"), kv_memory_bytes=1)
+    profile = Profile(setup.model, {}, "float32", {}, "", {}, {})
+    limits = SchedulerLimits(16, 512, True)
+    plan = SimpleNamespace(
+        setup=setup, trace=open_trace(limit=8), policies=(), loads=(), limits=limits, profile=profile
+    )
+    written = validate._conditions(plan, Results({}, {}))  # type: ignore[arg-type]
+    assert list(written) == list(asked)
+    assert list(written["profile"]) == list(asked["profile"])
 
 
 def test_a_wrong_order_is_called_wrong(validation: Validation) -> None:

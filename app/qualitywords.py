@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leankv.app.figures.quality import Axis, Point
 from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
+from leankv.serving.quality_scores import METRICS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +36,9 @@ def metrics(quality: Quality) -> list[str]:
 
 
 def points(quality: Quality, metric: str) -> list[Point]:
-    """Each policy by this metric in percent or nats, with its interval, and whether no other beats it in both."""
+    """Each policy by this metric in percent or nats against its compression of the metric's task, with its interval,
+    and whether no other beats it in both.
+    """
     axis, as_difference = AXES[metric]
     scale = 100.0 if axis.unit == "%" else 1.0
     found = {}
@@ -44,7 +47,8 @@ def points(quality: Quality, metric: str) -> list[Point]:
         if shown is not None:
             value, interval = shown
             low, high = (None, None) if interval is None else (scale * interval[0], scale * interval[1])
-            found[name] = Point(name, policy.physical_ratio, scale * value, low, high, False)
+            ratio = policy.task_ratios[METRICS[metric].task][1]
+            found[name] = Point(name, ratio, scale * value, low, high, False)
     best = on_frontier({name: (point.ratio, point.value) for name, point in found.items()}, axis.less_is_better)
     return [replace(point, on_frontier=name in best) for name, point in found.items()]
 

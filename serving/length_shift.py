@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from leankv.serving.errors import InputError, unknown_name
 from leankv.serving.paired import BASELINE
-from leankv.serving.quality_scores import GROWN, of_policy
+from leankv.serving.proportions import Interval, wilson
+from leankv.serving.quality_scores import GROWN, Lengths, known_pairs, lengths_of, of_policy
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TASK = "answers"
 Floats = npt.NDArray[np.float64]
-Interval = tuple[float, float]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RESAMPLES = 2000
 PERCENTS = (2.5, 97.5)
@@ -50,7 +50,8 @@ class PairedLengths:
 
 @dataclass(frozen=True)
 class Shift:
-    """A policy's distribution of D. Intervals are 95 %, by a bootstrap over prompts (None for a single one).
+    """A policy's distribution of D. Intervals are 95 % (None for a single prompt): Wilson's for the share, else by a
+    bootstrap over prompts.
 
     quantiles: of D, by QUANTILES. grown_by_half: share of outputs at least half longer. mean_ratio: L_policy / L_fp16,
     what the simulator's outputs are scaled by on average. capped: share that ran into the cap, longer in truth.
@@ -76,8 +77,7 @@ def paired_lengths(samples: pa.Table, policy: str) -> PairedLengths:
     known length.
     """
     mine, theirs = _lengths(samples, policy), _lengths(samples, BASELINE)
-    common = [sample for sample in mine if sample in theirs]
-    known = [sample for sample in common if theirs[sample][1] and theirs[sample][0] > 0]
+    known, left_out = known_pairs(mine, theirs)
     if not known:
         raise InputError(
             f"no prompt that both {policy} and {BASELINE} answered to the end; evaluate the task {TASK} with a higher "
@@ -88,7 +88,7 @@ def paired_lengths(samples: pa.Table, policy: str) -> PairedLengths:
         np.array([max(1, mine[sample][0]) for sample in known], dtype=np.int64),
         np.array([theirs[sample][0] for sample in known], dtype=np.int64),
         np.array([not mine[sample][1] for sample in known]),
-        len(common) - len(known),
+        left_out,
     )
 
 
@@ -96,7 +96,7 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
     """The figures of one policy's paired lengths."""
     d = lengths.shifts
     ratios = lengths.policy / lengths.baseline
-    grown = (ratios >= GROWN).astype(np.float64)
+    grown = ratios >= GROWN
     return Shift(
         policy,
         len(d),
@@ -105,20 +105,18 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
         _interval(d),
         tuple(np.quantile(d, QUANTILES).tolist()),
         float(grown.mean()),
-        _interval(grown),
+        wilson(grown.sum(), len(d)) if len(d) > 1 else None,
         float(ratios.mean()),
         _interval(ratios),
         float(lengths.capped.mean()),
     )
 
 
-def _lengths(samples: pa.Table, policy: str) -> dict[str, tuple[int, bool]]:
-    """Output tokens, and whether the text ended by itself, by sample."""
+def _lengths(samples: pa.Table, policy: str) -> Lengths:
     rows = of_policy(samples, policy, TASK)
     if not len(rows):
         raise unknown_name(f"policy with samples of task {TASK}", policy, _answered(samples))
-    columns = (rows[name].to_pylist() for name in ("sample_id", "output_tokens", "stopped"))
-    return {sample: (tokens, bool(stopped)) for sample, tokens, stopped in zip(*columns, strict=True)}
+    return lengths_of(rows)
 
 
 def _answered(samples: pa.Table) -> list[str]:

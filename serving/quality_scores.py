@@ -1,7 +1,7 @@
-"""From samples to scores: means with bootstrap intervals, and paired differences to the baseline.
+"""From samples to scores: means with their intervals, and paired differences to the baseline.
 
-A sample is a window of text, a needle, a question. Intervals are 95 % ones from a bootstrap over samples; a difference
-is taken sample by sample, so that what makes a sample hard leaves it.
+A sample is a window of text, a needle, a question. Intervals are 95 % ones: those of `proportions` for shares, else by
+a bootstrap over samples. A difference is taken sample by sample: what makes a sample hard leaves it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from leankv.serving.paired import BASELINE
+from leankv.serving.proportions import Interval, paired_difference, wilson
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
-Interval = tuple[float, float]
+Lengths = Mapping[str, tuple[int, bool]]
 RESAMPLES = 2000
 PERCENTS = (2.5, 97.5)
 GROWN = 1.5
@@ -31,13 +32,14 @@ GROWN = 1.5
 class Metric:
     """How a task's samples make one figure.
 
-    value: "mean" of a column, or "perplexity" from log-probabilities. better: which way answers improve.
-    difference: to the baseline, "absolute" in the metric's unit, or "relative" (0.02: 2 % more).
+    value: "mean" of a column, "share" of ones in a column of 0 and 1, or "perplexity" from log-probabilities. better:
+    which way answers improve. difference: to the baseline, "absolute" in the metric's unit, or "relative" (0.02: 2 %
+    more).
     """
 
     task: str
     column: str
-    value: Literal["mean", "perplexity"] = "mean"
+    value: Literal["mean", "share", "perplexity"] = "mean"
     better: Literal["higher", "lower"] = "higher"
     difference: Literal["absolute", "relative"] = "absolute"
 
@@ -46,12 +48,12 @@ METRICS: Mapping[str, Metric] = {
     "perplexity": Metric("perplexity", "log_probability_nats", "perplexity", "lower", "relative"),
     "agreement": Metric("perplexity", "agreement"),
     "kl_nats": Metric("perplexity", "kl_nats", better="lower"),
-    "needle": Metric("needle", "score"),
+    "needle": Metric("needle", "score", "share"),
     "needle_log_probability_nats": Metric("needle", "log_probability_nats"),
-    "choice": Metric("choice", "score"),
+    "choice": Metric("choice", "score", "share"),
     "choice_log_probability_nats": Metric("choice", "log_probability_nats"),
-    "choice_agreement": Metric("choice", "agreement"),
-    "answers": Metric("answers", "score"),
+    "choice_agreement": Metric("choice", "agreement", "share"),
+    "answers": Metric("answers", "score", "share"),
 }
 
 
@@ -72,10 +74,11 @@ class Score:
 
 @dataclass(frozen=True)
 class OutputLengths:
-    """Generated tokens with natural stopping, paired with the baseline's of the same prompts.
+    """Generated tokens with natural stopping, paired with the baseline's of the `n` prompts whose baseline stopped.
 
     mean_shift: mean of D = (baseline - policy)/baseline, so negative where outputs grow. grown_by_half: share of
-    outputs at least half longer. unfinished: share that ran into the cap, whose true length is longer.
+    outputs at least half longer. unfinished: share that ran into the cap, whose true length is longer. left_out:
+    prompts whose baseline ran into the cap, so that nobody knows its length.
     """
 
     n: int
@@ -84,6 +87,7 @@ class OutputLengths:
     grown_by_half: float
     grown_by_half_interval: Interval | None
     unfinished: float
+    left_out: int = 0
 
 
 def score(metric: Metric, samples: pa.Table, baseline: pa.Table | None) -> Score | None:
@@ -106,22 +110,36 @@ def score(metric: Metric, samples: pa.Table, baseline: pa.Table | None) -> Score
 
 
 def output_lengths(samples: pa.Table, baseline: pa.Table) -> OutputLengths | None:
-    """Lengths of the rows of task "answers", paired by sample; None where no sample is in both."""
-    mine, theirs = _lengths(samples), _lengths(baseline)
-    common = [sample for sample in mine if sample in theirs]
-    if not common:
+    """Lengths of the rows of task "answers", paired by sample; None where no sample of both has a known length."""
+    mine, theirs = lengths_of(samples), lengths_of(baseline)
+    known, left_out = known_pairs(mine, theirs)
+    if not known:
         return None
-    lengths = np.array([mine[sample][0] for sample in common], dtype=np.float64)
-    before = np.array([theirs[sample][0] for sample in common], dtype=np.float64)
-    grown = (lengths >= GROWN * before).astype(np.float64)
+    lengths = np.array([mine[sample][0] for sample in known], dtype=np.float64)
+    before = np.array([theirs[sample][0] for sample in known], dtype=np.float64)
+    grown = lengths >= GROWN * before
     return OutputLengths(
-        n=len(common),
+        n=len(known),
         mean_tokens=float(lengths.mean()),
         mean_shift=float(((before - lengths) / before).mean()),
         grown_by_half=float(grown.mean()),
-        grown_by_half_interval=_interval(Metric("answers", ""), grown[:, None]),
-        unfinished=float(np.mean([not mine[sample][1] for sample in common])),
+        grown_by_half_interval=wilson(grown.sum(), len(known)) if len(known) > 1 else None,
+        unfinished=float(np.mean([not mine[sample][1] for sample in known])),
+        left_out=left_out,
     )
+
+
+def known_pairs(mine: Lengths, theirs: Lengths) -> tuple[list[str], int]:
+    """Samples of both whose baseline (`theirs`) ended by itself, and how many of both are left out since it did not."""
+    common = [sample for sample in mine if sample in theirs]
+    known = [sample for sample in common if theirs[sample][1] and theirs[sample][0] > 0]
+    return known, len(common) - len(known)
+
+
+def lengths_of(samples: pa.Table) -> Lengths:
+    """Output tokens, and whether the text ended by itself, by sample of one policy; other tasks' rows are left out."""
+    rows = (samples[name].to_pylist() for name in ("sample_id", "output_tokens", "stopped"))
+    return {sample: (tokens, stopped) for sample, tokens, stopped in zip(*rows, strict=True) if stopped is not None}
 
 
 def ratios(samples: pa.Table) -> tuple[float, float]:
@@ -160,11 +178,6 @@ def _by_sample(samples: pa.Table, metric: Metric) -> dict[str, tuple[float, ...]
     return {row[0]: tuple(map(float, row[1:])) for row in zip(*columns, strict=True) if row[1] is not None}
 
 
-def _lengths(samples: pa.Table) -> dict[str, tuple[int, bool]]:
-    rows = (samples[name].to_pylist() for name in ("sample_id", "output_tokens", "stopped"))
-    return {sample: (tokens, stopped) for sample, tokens, stopped in zip(*rows, strict=True) if stopped is not None}
-
-
 def _figure(metric: Metric, values: Floats) -> float:
     return float(_resampled(metric, values, np.ones((1, len(values))))[0])
 
@@ -180,7 +193,11 @@ def _resampled(metric: Metric, values: Floats, drawn: Floats) -> Floats:
 
 
 def _interval(metric: Metric, values: Floats) -> Interval | None:
-    return _middle(_resampled(metric, values, _draws(len(values)))) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    if metric.value == "share":
+        return wilson(values.sum(), len(values))
+    return _middle(_resampled(metric, values, _draws(len(values))))
 
 
 def _difference(metric: Metric, mine: Floats, theirs: Floats) -> tuple[float, Interval | None]:
@@ -189,7 +206,11 @@ def _difference(metric: Metric, mine: Floats, theirs: Floats) -> tuple[float, In
         return one / other - 1 if metric.difference == "relative" else one - other
 
     whole = float(between(np.ones((1, len(mine))))[0])
-    return whole, _middle(between(_draws(len(mine)))) if len(mine) > 1 else None
+    if len(mine) < 2:
+        return whole, None
+    if metric.value == "share":
+        return whole, paired_difference(mine[:, 0], theirs[:, 0])
+    return whole, _middle(between(_draws(len(mine))))
 
 
 def _middle(resampled: Floats) -> Interval:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from leankv.serving.errors import InputError
+from leankv.serving.length_shift import paired_lengths, shift
 from leankv.serving.models import model_named
 from leankv.serving.quality import QUALITY_FILE, SAMPLES_FILE, Quality, load_quality, samples_table, save_quality
 from leankv.serving.quality_scores import METRICS, score
@@ -70,6 +71,28 @@ def test_scores_lengths_and_ratios_of_a_policy() -> None:
     assert lengths.mean_shift == pytest.approx(-0.125)
     assert (found.nominal_ratio, found.physical_ratio) == (2.0, 1.5)
     assert found.task_ratios["answers"] == (2.0, 4.0)
+
+
+def test_prompts_whose_baseline_was_cut_off_have_no_known_length() -> None:
+    """As `leankv lengths` counts: the third prompt's true length under fp16 is unknown, so nothing is said of it."""
+    rows = [answer("fp16", i, 10, True, stopped=i != 2) for i in range(4)]
+    rows += [answer("leankv", i, 20 if i < 2 else 10, True, stopped=i != 3) for i in range(4)]
+    one = quality(rows)
+    found, paired = one.policies["leankv"].output_lengths, shift("leankv", paired_lengths(one.samples, "leankv"))
+    assert found is not None and (found.n, found.left_out) == (3, 1) == (paired.n, paired.left_out)
+    assert found.grown_by_half == pytest.approx(2 / 3) == paired.grown_by_half
+    assert found.mean_shift == paired.mean and found.unfinished == paired.capped == pytest.approx(1 / 3)
+    assert found.grown_by_half_interval == paired.grown_by_half_interval
+    unknown = quality([answer(policy, 0, 10, True, stopped=False) for policy in ("fp16", "leankv")])
+    assert unknown.policies["leankv"].output_lengths is None
+
+
+def test_all_right_of_a_dozen_is_not_certainty() -> None:
+    rows = [answer(policy, i, 5, True) for i in range(12) for policy in ("fp16", "leankv")]
+    found = quality(rows).policies["leankv"].scores["answers"]
+    assert found.interval is not None and found.interval[0] == pytest.approx(0.7575, abs=1e-4)
+    assert found.interval[1] == 1 and found.difference == 0
+    assert found.difference_interval == pytest.approx((-0.2425, 0.2425), abs=1e-4)
 
 
 def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:

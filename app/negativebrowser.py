@@ -11,7 +11,7 @@ from leankv.app.views import is_dark, show
 from leankv.serving.paired import BASELINE
 
 if TYPE_CHECKING:
-    from leankv.serving.negative_samples import Answer, Benign, NegativeSample
+    from leankv.serving.negative_samples import Answer, Benign, Count, NegativeSample
     from leankv.serving.quality import Quality
 
 THETAS = (2, 5, 10, 20, 30, 50, 70, 90)  # percent
@@ -48,22 +48,40 @@ def negative_browser(quality: Quality) -> None:
     chart, samples = st.columns([2, 3])
     with chart:
         show(by_theta(by_set, theta, is_dark()), "negatives")
+    together = [each for each in by_set if each.policies == tuple(chosen) and each.theta == theta]
     with samples:
-        _browse(found, len(chosen))
+        _browse(found, len(chosen), together)
+        for each in together:
+            if each.left_out:
+                st.caption(f"{each.task}: not given to {', '.join(each.left_out)}, so not asked of them.")
 
 
-def _browse(found: list[NegativeSample], policies: int) -> None:
+def _browse(found: list[NegativeSample], policies: int, together: list[Count]) -> None:
+    """together: of the whole set at this theta, a count a task."""
     if not found:
-        st.success(
-            "No sample is lost by every policy of the set at this theta. Take policies away: what does one alone lose?",
-            icon=":material/check_circle:",
-        )
+        _none(sum(count.benign for count in together))
         return
-    every = "under it" if policies == 1 else f"under all {policies} policies"
+    whole = not any(count.left_out for count in together)
+    every = (
+        "under it" if policies == 1 else f"under all {policies} policies" if whole else "under all that were given it"
+    )
     st.markdown(f"**{len(found)} {'sample fails' if len(found) == 1 else 'samples fail'} {every}.**")
     named = {f"{sample.task} {sample.sample_id}": sample for sample in found}
     name = st.selectbox("Sample", list(named), key="sample", bind="query-params")
     _sample(named.get(name or "") or found[0])
+
+
+def _none(benign: int) -> None:
+    if benign:
+        st.success(
+            f"None of the {benign} samples that fp16 does well on is lost by every policy of the set at this theta. "
+            "Take policies away: what does one alone lose?",
+            icon=":material/check_circle:",
+        )
+    else:
+        st.info(
+            "No sample was scored under fp16 and every policy of the set: nothing is known.", icon=":material/info:"
+        )
 
 
 def _sample(sample: NegativeSample) -> None:

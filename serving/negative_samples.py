@@ -50,7 +50,10 @@ class NegativeSample:
 
 @dataclass(frozen=True)
 class Count:
-    """Of a task under a set of policies: samples that all have a score for, those benign, and those negative."""
+    """Of a task under a set of policies: samples that all have a score for, those benign, and those negative.
+
+    left_out: policies of the set that were not given the task, so nothing is asked of them.
+    """
 
     task: str
     policies: tuple[str, ...]
@@ -58,6 +61,7 @@ class Count:
     samples: int
     benign: int
     negative: int
+    left_out: tuple[str, ...] = ()
 
 
 def negative_samples(
@@ -67,7 +71,7 @@ def negative_samples(
     benign: Benign = "mean",
     task: str | None = None,
 ) -> list[NegativeSample]:
-    """The negative samples of a set of policies, by task and sample.
+    """The negative samples of a set of policies, by task and sample; of each task, of those that were given it.
 
     samples: a table of `quality.COLUMNS`. Raises InputError: a policy without samples, none but the baseline, theta
     outside 0 to 1.
@@ -90,18 +94,22 @@ def counts(samples: pa.Table, policies: Sequence[str], thetas: Sequence[float], 
             able = int(scores.benign(benign).sum())
             for theta in thetas:
                 negative = int(scores.negative(theta, benign).sum())
-                found.append(Count(task, members, theta, len(scores.ids), able, negative))
+                found.append(Count(task, members, theta, len(scores.ids), able, negative, scores.left_out))
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Scores:
-    """ids: samples that all have a score for. baseline float64[n], policies float64[n, policies]. rows: by policy."""
+    """ids: samples that all have a score for. baseline float64[n], policies float64[n, policies]. rows: by policy.
+
+    left_out: policies without a sample of the task.
+    """
 
     ids: list[str]
     baseline: Floats
     policies: Floats
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    left_out: tuple[str, ...]
 
     def benign(self, by: Benign) -> npt.NDArray[np.bool_]:
         """Where the baseline does at least as well as it usually does."""
@@ -116,7 +124,7 @@ class _Scores:
 
 
 def _by_task(samples: pa.Table, policies: Sequence[str], task: str | None) -> dict[str, _Scores]:
-    """Tasks in the order of their first samples; those without a sample that all were given are left out."""
+    """Tasks in the order of their first samples; those without a sample of every policy that has any are left out."""
     rows: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for row in samples.to_pylist():
         wanted = row["policy"] == BASELINE or row["policy"] in policies
@@ -127,13 +135,15 @@ def _by_task(samples: pa.Table, policies: Sequence[str], task: str | None) -> di
 
 
 def _scores(by_policy: Mapping[str, Mapping[str, Mapping[str, Any]]], policies: Sequence[str]) -> _Scores:
-    everyone = [BASELINE, *policies]
-    common = [
-        sample for sample in by_policy.get(BASELINE, {}) if all(sample in by_policy.get(name, {}) for name in policies)
-    ]
+    given = [name for name in policies if name in by_policy]
+    everyone = [BASELINE, *given]
+    baseline = by_policy.get(BASELINE, {}) if given else {}
+    common = [sample for sample in baseline if all(sample in by_policy[name] for name in given)]
     table = np.array([[by_policy[name][sample]["score"] for name in everyone] for sample in common], dtype=np.float64)
     table = table.reshape(-1, len(everyone))
-    return _Scores(common, table[:, 0], table[:, 1:], {name: by_policy.get(name, {}) for name in everyone})
+    rows = {name: by_policy.get(name, {}) for name in everyone}
+    left_out = tuple(name for name in policies if name not in given)
+    return _Scores(common, table[:, 0], table[:, 1:], rows, left_out)
 
 
 def _negative(task: str, sample: str, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> NegativeSample:

@@ -81,10 +81,23 @@ def _print_counts(found: Sequence[Count], thetas: Sequence[float], benign: str) 
     by_row: dict[tuple[tuple[str, ...], str], list[Count]] = {}
     for count in found:
         by_row.setdefault((count.policies, count.task), []).append(count)
-    for (policies, task), row in by_row.items():
-        name = policies[0] if len(policies) == 1 else f"all {len(policies)} together"
-        table.add_row(name, task, str(row[0].samples), str(row[0].benign), *(str(each.negative) for each in row))
-    wide_console().print(table)
+    for (_, task), row in by_row.items():
+        table.add_row(
+            _set(row[0]), task, str(row[0].samples), str(row[0].benign), *(str(each.negative) for each in row)
+        )
+    console = wide_console()
+    console.print(table)
+    left_out = {task: row[0].left_out for (_, task), row in by_row.items()}
+    for task, policies in left_out.items():
+        if policies:
+            console.print(f"{task}: not given to {', '.join(policies)}, so not asked of them together")
+
+
+def _set(count: Count) -> str:
+    if len(count.policies) == 1:
+        return count.policies[0]
+    given = len(count.policies) - len(count.left_out)
+    return f"{given} of {len(count.policies)} together" if count.left_out else f"all {given} together"
 
 
 def _print_sample(negative: NegativeSample) -> None:

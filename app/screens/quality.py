@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TEACHING = """\
 leankv evaluate --output-dir quality
-leankv evaluate --policy leankv --policy leankv-r --task perplexity --preset full --output-dir quality"""
+leankv evaluate --policy leankv --policy leankv-r --task perplexity --preset full --output-dir windows"""
 FORMATS = {
     "Compression, physical": "%.2fx",
     "Compression, nominal": "%.2fx",
@@ -37,7 +37,8 @@ HELP = {
     "95 % interval": "Paired bootstrap over windows.",
     "Agreement (%)": "Share of tokens whose likeliest next token is fp16's.",
     "KL (nats)": "Mean divergence of the next token's distribution from fp16's.",
-    "Grown by half (%)": "Share of answers at least half longer than under fp16, with natural stopping.",
+    "Grown by half (%)": "Share of answers at least half longer than under fp16, with natural stopping; "
+    "prompts that fp16 did not finish are left out.",
 }
 
 
@@ -111,8 +112,8 @@ def _frontier(quality: Quality) -> None:
     st.header(
         "Quality against compression",
         anchor=False,
-        help="Up and right is better. Bars are 95 % bootstrap intervals over samples, those against fp16 paired. The "
-        "broken line joins the policies that no other beats in both.",
+        help="Up and right is better; compression is that of the task's own samples. Bars are 95 % intervals over "
+        "samples, those against fp16 paired. The broken line joins the policies that no other beats in both.",
     )
     titles = {qualitywords.AXES[metric][0].title: metric for metric in qualitywords.metrics(quality)}
     title = st.segmented_control(

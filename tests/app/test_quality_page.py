@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from leankv.app import qualitywords
 from leankv.app.figures import quality as figures
-from leankv.serving.quality import Quality, load_quality
+from leankv.serving.quality import Quality, load_quality, samples_table
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def quality(folder: Path) -> Quality:
     return load_quality(folder)
 
 
-def opened(**query: str) -> AppTest:
+def opened(**query: str | list[str]) -> AppTest:
     app = AppTest.from_string("from leankv.app.screens import quality; quality.page()", default_timeout=60)
     for name, value in query.items():
         app.query_params[name] = value
@@ -65,6 +65,20 @@ def test_points_are_paired_differences_and_the_baseline_is_zero(quality: Quality
     score = quality.policies["leankv"].scores["perplexity"]
     assert score.difference is not None and points["leankv"].value == pytest.approx(100 * score.difference)
     assert {name for name, point in points.items() if point.on_frontier} == {"fp16", "int8", "leankv", "leankv-r"}
+
+
+def test_a_task_is_drawn_at_the_compression_of_its_own_samples(quality: Quality) -> None:
+    """Needles ask of longer contexts than windows of text do, so they compress more."""
+    import pyarrow as pa
+
+    needles = [task == "needle" for task in quality.samples["task"].to_pylist()]
+    place = quality.samples.column_names.index("kv_page_bytes")
+    held = quality.samples["kv_page_bytes"].to_pylist()
+    halved = pa.array([size // 2 if is_needle else size for size, is_needle in zip(held, needles, strict=True)])
+    denser = replace(quality, samples=quality.samples.set_column(place, "kv_page_bytes", halved))
+    before, after = ({p.policy: p.ratio for p in qualitywords.points(each, "needle")} for each in (quality, denser))
+    assert after["leankv"] == pytest.approx(2 * before["leankv"], rel=1e-4)
+    assert qualitywords.points(denser, "perplexity") == qualitywords.points(quality, "perplexity")
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1))
@@ -149,6 +163,27 @@ def test_negative_samples_are_shown_with_every_answer(leankv_home: Path, folder:
     shown = [code.value for code in app.code]
     assert [answers[0].question, answers[0].reference] == shown[:2]
     assert answers[0].baseline.answer in shown and answers[0].answers["int4"].answer in shown
+
+
+def without(quality: Quality, policy: str, tasks: tuple[str, ...]) -> Quality:
+    pairs = zip(quality.samples["policy"].to_pylist(), quality.samples["task"].to_pylist(), strict=True)
+    return replace(quality, samples=quality.samples.filter([not (p == policy and t in tasks) for p, t in pairs]))
+
+
+def test_a_task_that_a_policy_was_not_given_is_said_and_still_compared(
+    leankv_home: Path, quality: Quality, tmp_path: Path
+) -> None:
+    from leankv.serving.quality import save_quality
+
+    folder = save_quality(without(quality, "int8", ("needle", "choice", "answers")), tmp_path / "less")
+    app = opened(quality=str(folder), set=["int4", "int8"])
+    assert "needle: not given to int8, so not asked of them." in [caption.value for caption in app.caption]
+    assert any("fail under all that were given it" in block.value for block in app.markdown)
+    nothing = without(quality, "fp16", ("perplexity", "needle", "choice", "answers"))
+    rows = [*nothing.samples.to_pylist(), {**quality.of("fp16", "needle").to_pylist()[0], "sample_id": "alone"}]
+    folder = save_quality(replace(quality, samples=samples_table(rows)), tmp_path / "none")
+    app = opened(quality=str(folder), set="int8")
+    assert not app.success and any("nothing is known" in info.value for info in app.info)
 
 
 def test_more_is_lost_where_less_counts_as_wrong(quality: Quality) -> None:

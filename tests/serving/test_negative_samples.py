@@ -85,6 +85,17 @@ def test_by_hand() -> None:
     assert [(each.samples, each.benign, each.negative) for each in together] == [(3, 2, 1), (3, 2, 0)]
 
 
+def test_a_task_that_one_policy_was_not_given_is_compared_among_the_others() -> None:
+    """c has no choices: it says nothing of them, and hides nothing."""
+    rows = [(1.0, 0.5, 0.5, 0.5, "needle"), (1.0, 0.0, 0.0, None, "choice"), (1.0, 0.0, 1.0, None, "choice")]
+    samples = table(rows)
+    assert ids(negative_samples(samples, POLICIES)) == {"s000", "s001"}
+    together = {each.task: each for each in counts(samples, POLICIES, [0.1]) if each.policies == POLICIES}
+    assert together["needle"].left_out == () and together["choice"].left_out == ("c",)
+    assert (together["choice"].samples, together["choice"].benign, together["choice"].negative) == (2, 2, 1)
+    assert {each.task for each in counts(samples, POLICIES, [0.1]) if each.policies == ("c",)} == {"needle"}
+
+
 def test_the_median_is_a_switch() -> None:
     """Mean 0.55, median 0.5: the second sample is benign by the median alone."""
     rows = [(0.9, 0.1, 0.1, 0.1, "choice"), (0.5, 0.1, 0.1, 0.1, "choice"), (0.25, 0.1, 0.1, 0.1, "choice")]

@@ -39,8 +39,8 @@ class Answers:
         """Shares of fp16 and of the policy, by metric of RIGHT, where the paired interval says that some were lost."""
         found = {}
         for metric in RIGHT:
-            score = self.scores.get(policy, {}).get(metric)
-            interval = score and score["difference_interval"]
+            score = self.scores.get(policy, {}).get(metric) or {}
+            interval = score.get("difference_interval")
             if interval and interval[1] < 0:
                 found[metric] = score["value"] - score["difference"], score["value"]
         return found
@@ -71,8 +71,8 @@ def _read(name: str, folder: Path, model: str, specifications: Mapping[str, str]
     content = _content(folder)
     if content is None or content["model"]["name"] != model:
         return None
-    there = {_knobs(each["specification"]): each["scores"] for each in content["policies"].values()}
-    scores = {policy: there[knobs] for policy, text in specifications.items() if (knobs := _knobs(text)) in there}
+    there = {knobs(each["specification"]): each["scores"] for each in content["policies"].values()}
+    scores = {policy: there[settings] for policy, text in specifications.items() if (settings := knobs(text)) in there}
     return Answers(folder, name, scores)
 
 
@@ -86,7 +86,7 @@ def _content(folder: Path) -> dict[str, Any] | None:
     return content if complete else None
 
 
-def _knobs(specification: str) -> str:
+def knobs(specification: str) -> str:
     """A policy's specification up to its retention, which measurements replace."""
     return specification.partition(", retention=")[0]
 

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leankv.app.answers import knobs
 from leankv.app.commands._progress import progress_bar
+from leankv.serving.errors import InputError
 
 if TYPE_CHECKING:
+    from leankv.serving.policies.base import Policy
+    from leankv.serving.quality import Quality
     from leankv.simulator.config import SimulationConfig
     from leankv.simulator.length_shift import LengthShift
     from leankv.traces.trace import Trace
@@ -19,21 +23,44 @@ FIGURES = ("mean_e2el_ms", "output_throughput", "request_throughput", "request_g
 
 
 def measured_ratios(folder: Path, configs: Sequence[SimulationConfig]) -> dict[str, LengthShift]:
-    """Ratios of output lengths by policy; fp16's are 1. Raises InputError for a policy that was not evaluated."""
+    """Ratios of output lengths by policy; fp16's are 1.
+
+    Raises InputError for a policy that was not evaluated, or with other knobs, and for another model than the evaluated
+    one: its answers would be as long as nobody measured.
+    """
     from leankv.serving.length_shift import paired_lengths
     from leankv.serving.paired import BASELINE
     from leankv.serving.quality import load_quality
     from leankv.simulator.length_shift import LengthShift, length_ratios
 
-    samples = load_quality(folder).samples
+    quality = load_quality(folder)
     found = {BASELINE: LengthShift((1.0,), "the baseline")}
     for config in configs:
+        _require_model(folder, quality, config)
         for policy in config.policies or (config.policy,):
             if policy.name not in found:
-                lengths = paired_lengths(samples, policy.name)
+                lengths = paired_lengths(quality.samples, policy.name)
+                _require_knobs(folder, quality, policy)
                 source = f"{folder}: {policy.name}"
                 found[policy.name] = length_ratios(lengths.policy.tolist(), lengths.baseline.tolist(), source)
     return found
+
+
+def _require_model(folder: Path, quality: Quality, config: SimulationConfig) -> None:
+    """By the last part of the name: an evaluation may name the folder of the model, a preset never does."""
+    measured, asked = quality.model.name, config.model.name
+    if Path(measured).name != Path(asked).name:
+        raise InputError(
+            f"--length-shift {folder}: output lengths were measured on {measured}, not on {asked}; give "
+            f"--model {measured} or evaluate {asked}"
+        )
+
+
+def _require_knobs(folder: Path, quality: Quality, policy: Policy) -> None:
+    if knobs(quality.specifications[policy.name]) != knobs(repr(policy)):
+        raise InputError(
+            f"--length-shift {folder}: {policy.name} had other knobs when it was evaluated; evaluate it again"
+        )
 
 
 def shifted_figures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,8 @@ from leankv.app.commands._outputs import require_place_for_file
 from leankv.app.commands._parsing import parsed
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from leankv.backend.evaluation.length_predictor import Predictor
     from leankv.serving.length_shift import Shift
 
@@ -22,7 +24,9 @@ Output lengths under fp16 and under every other policy, prompt by prompt, with n
 
   leankv evaluate --task answers --output-dir quality
   leankv lengths quality
-  leankv simulate --length-shift quality      # what longer answers do to latency and throughput
+  leankv evaluate --task answers --preset full --output-dir longer        # prompts enough for the predictor
+  leankv lengths longer
+  leankv simulate --model smollm2-135m --policy fp16 --policy leankv --length-shift quality     # what longer answers do
 
 D = (L_fp16 - L_policy) / L_fp16: -0.5 is an output that grew by half. Then the length predictor's held-out accuracy,
 beside that of plain guesses (pip install 'leankv[quality]'); routers that predict take it as --length-accuracy.
@@ -34,7 +38,7 @@ class Lengths:
     quality: Annotated[Path, tyro.conf.Positional]
     """The folder that an evaluation wrote."""
     predictor: bool = True
-    """Fit and test the length predictor, too."""
+    """Fit and test the length predictor, too, where at least 20 prompts were answered to their end."""
     json: Path | None = None
     """Write all figures to this file."""
 
@@ -43,23 +47,50 @@ def main(argv: Sequence[str]) -> int:
     """Run `leankv lengths`; raises InputError for bad input."""
     command = parsed(Lengths, "leankv lengths", ABOUT, argv)
     require_place_for_file(command.json)
-    from leankv.serving.length_shift import paired_lengths, shift
     from leankv.serving.paired import BASELINE
     from leankv.serving.quality import load_quality
 
     samples = load_quality(command.quality).samples
     policies = [name for name in samples["policy"].unique().to_pylist() if name != BASELINE]
-    shifts = [shift(policy, paired_lengths(samples, policy)) for policy in policies]
+    shifts, skipped = _shifts(samples, policies)
     _print_shifts(shifts)
-    predictor = None
-    if command.predictor:
-        from leankv.backend.evaluation.length_predictor import evaluate_predictor
-
-        predictor = evaluate_predictor(samples)
-        _print_predictor(predictor)
+    for policy, reason in skipped.items():
+        print(f"{policy} is left out: {reason}")
+    predictor = _predictor(samples) if command.predictor else None
     if command.json is not None:
-        _write(command.json, shifts, predictor)
+        _write(command.json, shifts, skipped, predictor)
     return 0
+
+
+def _shifts(samples: pa.Table, policies: Sequence[str]) -> tuple[list[Shift], dict[str, str]]:
+    """Those of the policies that have lengths, and why the others have none. Raises InputError where none has."""
+    from leankv.serving.errors import InputError
+    from leankv.serving.length_shift import paired_lengths, shift
+
+    found, skipped = [], {}
+    for policy in policies:
+        try:
+            found.append(shift(policy, paired_lengths(samples, policy)))
+        except InputError as error:
+            skipped[policy] = str(error)
+    if not found:
+        reason = next(iter(skipped.values()), "only fp16 was evaluated; name policies beside it")
+        raise InputError(f"no output lengths to compare: {reason}")
+    return found, skipped
+
+
+def _predictor(samples: pa.Table) -> Predictor | None:
+    """Fitted, tested and told; None, with the reason told, where there is too little to learn from or with."""
+    from leankv.backend.evaluation.length_predictor import evaluate_predictor
+    from leankv.serving.errors import InputError
+
+    try:
+        predictor = evaluate_predictor(samples)
+    except InputError as error:
+        print(f"no length predictor: {error}")
+        return None
+    _print_predictor(predictor)
+    return predictor
 
 
 def _print_shifts(shifts: Sequence[Shift]) -> None:
@@ -110,12 +141,13 @@ def _bounds(interval: tuple[float, float] | None, scale: float = 1) -> str:
     return "" if interval is None else f"[{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]"
 
 
-def _write(path: Path, shifts: Sequence[Shift], predictor: Predictor | None) -> None:
+def _write(path: Path, shifts: Sequence[Shift], skipped: Mapping[str, str], predictor: Predictor | None) -> None:
     from leankv.serving.files import atomic_write
 
     content = {
         "schema_version": 1,
         "shifts": [asdict(each) for each in shifts],
+        "skipped": dict(skipped),
         "predictor": None if predictor is None else asdict(predictor),
     }
     with atomic_write(path) as beside:

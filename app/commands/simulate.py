@@ -28,6 +28,7 @@ Simulate a trace under several KV-cache policies and compare them.
   leankv simulate --policy fp16 --policy leankv
   leankv simulate --trace trace.csv.gz --model qwen3-32b --device h100 --tp 2 --policy fp16 --policy kivi:bits=2
   leankv simulate --trace gamma:rate=8,cv=3,n=5000 --seeds 5 --slo ttft:500 tpot:50 --json out.json
+  leankv simulate --model smollm2-135m --policy fp16 --policy leankv --length-shift quality
 
 Latencies have the definitions of `vllm bench serve`. Every figure says where its step times come from.
 """
@@ -44,7 +45,7 @@ class Simulate:
     json: File = None
     """Write every summary to this file."""
     length_shift: File = None
-    """An evaluation's folder: simulate each policy once more with outputs as much longer as were measured there."""
+    """An evaluation of this model: simulate each policy once more with outputs as much longer as measured there."""
 
 
 @dataclass(frozen=True)

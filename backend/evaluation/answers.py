@@ -13,12 +13,12 @@ from random import Random
 from typing import Any
 
 from leankv.backend.evaluation.chat import asked, frame, ids
-from leankv.backend.evaluation.generated import Question, arithmetic, record
+from leankv.backend.evaluation.generated import CITIES, Question, arithmetic, record
 from leankv.backend.evaluation.items import Item, Outcome
-from leankv.backend.texts import Text
+from leankv.backend.texts import Text, digest_of, file_digest
 from leankv.serving.errors import InputError
 
-NUMBER = re.compile(r"-?\d[\d,]*")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 SUMMARY = "\n\nSummarize this text in a few sentences."
 MATH = "{}\n\nSolve this step by step and end with: The answer is N."
 
@@ -44,9 +44,10 @@ class Answers:
         """See `Task`."""
         common = {"each": self.each, "cap_tokens": self.cap, "seed": self.seed}
         if self.gsm8k is not None:
-            return {**common, "gsm8k": self.gsm8k.name}
+            return {**common, "gsm8k": self.gsm8k.name, "gsm8k_sha256": file_digest(self.gsm8k)}
         made = {"examples": self.examples, "people": self.people, "passage_tokens": self.passage}
-        return {**common, **made, "texts": [text.name for text in self.texts]}
+        texts = {"texts": [text.name for text in self.texts], "texts_sha256": digest_of(self.texts)}
+        return {**common, **made, **texts}
 
     def items(self, tokenizer: Any) -> list[Item]:
         """See `Task`."""
@@ -88,11 +89,20 @@ class Answers:
 
 
 def _right(subject: str, answer: str, reference: str) -> bool:
-    """A number is the last one said; a record's city is said."""
+    """A number is the last one said; a record's city is said, and no other one."""
     if subject == "records":
-        return reference.lower() in answer.lower()
+        return [city for city in CITIES if _says(answer, city)] == [reference]
     numbers = NUMBER.findall(answer)
-    return bool(numbers) and numbers[-1].replace(",", "") == reference
+    return bool(numbers) and _number(numbers[-1]) == _number(reference)
+
+
+def _says(answer: str, city: str) -> bool:
+    """As a word of its own; New York is another city than York."""
+    return re.search(rf"(?<!\bnew )\b{city}\b", answer, re.IGNORECASE) is not None
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 def _gsm8k(path: Path) -> list[Question]:
@@ -108,6 +118,7 @@ def _problem(path: Path, number: int, line: str) -> Question:
     try:
         row = json.loads(line)
         question, answer = row["question"], row["answer"].rpartition("####")[2].strip().replace(",", "")
+        _number(answer)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} line {number} is no GSM8K problem: give question and answer in JSON") from error
     return Question(MATH.format(question), question, "", answer)

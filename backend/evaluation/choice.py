@@ -15,6 +15,7 @@ from typing import Any
 from leankv.backend.evaluation.chat import asked, common_prefix, ids
 from leankv.backend.evaluation.generated import Question, record
 from leankv.backend.evaluation.items import Item, Outcome
+from leankv.backend.texts import file_digest
 from leankv.serving.errors import InputError
 
 LETTERS = ("A", "B", "C", "D")
@@ -32,8 +33,10 @@ class Choice:
 
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
-        source = {"mmlu": self.mmlu.name} if self.mmlu else {"people": self.people}
-        return {"questions": self.questions, "seed": self.seed, **source}
+        common = {"questions": self.questions, "seed": self.seed}
+        if self.mmlu is None:
+            return {**common, "people": self.people}
+        return {**common, "mmlu": self.mmlu.name, "mmlu_sha256": file_digest(self.mmlu)}
 
     def items(self, tokenizer: Any) -> list[Item]:
         """See `Task`."""

@@ -18,6 +18,8 @@ from leankv.backend.evaluation.follow import Reference, follow, require_context
 from leankv.backend.evaluation.items import Item, Outcome, Task
 from leankv.backend.evaluation.journal import Journal
 from leankv.backend.evaluation.shared_prompts import SharedPrompts
+from leankv.backend.key_means import fingerprint
+from leankv.backend.texts import DIGEST
 from leankv.backend.weights import Loaded
 from leankv.kernels.selectors import scored_queries
 from leankv.serving.models import ModelSpec
@@ -68,7 +70,9 @@ def evaluate(evaluation: Evaluation, folder: Path | None, progress: Progress) ->
     Raises InputError: the folder's evaluation is of other settings; texts too short; a batch that does not fit.
     """
     settings = {task.name: {**task.settings(), "batch": evaluation.batch} for task in evaluation.tasks}
-    identity = {"model": evaluation.model.name, "dtype": evaluation.dtype, "seed": evaluation.seed}
+    weights = fingerprint(evaluation.loaded)[:DIGEST]
+    model = {"model": evaluation.model.name, "model_sha256": weights, "dtype": evaluation.dtype}
+    identity = {**model, "seed": evaluation.seed}
     journal = Journal(folder, identity, settings)
     names = [policy.name for policy in evaluation.everyone]
     work = list(_batches(evaluation))
@@ -91,6 +95,7 @@ def evaluate(evaluation: Evaluation, folder: Path | None, progress: Progress) ->
         settings=journal.settings,
         specifications=journal.in_order(names),
         samples=samples_table(journal.rows(names)),
+        model_sha256=weights,
     )
     if folder is not None:
         save_quality(quality, folder)

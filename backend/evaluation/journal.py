@@ -14,14 +14,16 @@ from leankv.serving.quality import TASKS, has_quality, load_quality
 NAME = "journal.jsonl"
 GROWING = ("windows",)
 """Settings that may differ from call to call: more of them add samples and leave the others as they were."""
+DIGESTS = ("model_sha256", "texts_sha256", "mmlu_sha256", "gsm8k_sha256")
+"""What evaluations did not note at first: one without it is taken to be of the same."""
 Row = dict[str, Any]
 
 
 class Journal:
     """The rows of an evaluation in `folder` (None: in memory only), those of earlier calls included.
 
-    identity: model, dtype and seed; settings: by task. Raises InputError where the folder's evaluation is of another
-    identity, or of other settings of a task that is asked for.
+    identity: model, its weights, dtype and seed; settings: by task. Raises InputError where the folder's evaluation is
+    of another identity, or of other settings of a task that is asked for.
     """
 
     def __init__(
@@ -78,7 +80,14 @@ class Journal:
             return
         before = load_quality(folder)
         self._require_same(
-            {"model": before.model.name, "dtype": before.dtype, "seed": before.seed}, before.settings, folder
+            {
+                "model": before.model.name,
+                "model_sha256": before.model_sha256,
+                "dtype": before.dtype,
+                "seed": before.seed,
+            },
+            before.settings,
+            folder,
         )
         for policy, specification in before.specifications.items():
             self._take(before.of(policy).to_pylist(), policy, specification)
@@ -104,15 +113,21 @@ class Journal:
         self, identity: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], where: Path
     ) -> None:
         for key, value in self.identity.items():
-            if identity.get(key) != value:
+            if identity.get(key) != value and not (key in DIGESTS and identity.get(key) is None):
                 held = f"{where} holds an evaluation with {key} {identity.get(key)}"
                 raise InputError(f"{held}, not {value}; name another --output-dir")
         for task, each in settings.items():
             mine = self.settings.setdefault(task, dict(each))
-            if _without_growth(mine) != _without_growth(each):
+            mine = {**mine, **_digests(each), **_digests(mine)}
+            if _settled(mine) != {**_digests(mine), **_settled(each)}:
                 raise InputError(f"{where} holds other settings of task {task}; name another --output-dir or remove it")
             self.settings[task] = mine | {name: max(mine[name], each[name]) for name in GROWING if name in mine}
 
 
-def _without_growth(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not differ from call to call."""
     return {name: value for name, value in settings.items() if name not in GROWING}
+
+
+def _digests(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in DIGESTS}

@@ -13,7 +13,7 @@ from typing import Any
 
 from leankv.backend.evaluation.chat import begun, frame, ids
 from leankv.backend.evaluation.items import Item, Outcome
-from leankv.backend.texts import Text
+from leankv.backend.texts import Text, digest_of
 from leankv.serving.errors import InputError
 
 TASK = "Remember the magic number that is hidden in the following text.\n\n"
@@ -36,7 +36,8 @@ class Needle:
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
         shape = {"contexts": list(self.contexts), "depths": list(self.depths), "repeats": self.repeats}
-        return {**shape, "seed": self.seed, "texts": [text.name for text in self.texts]}
+        texts = {"texts": [text.name for text in self.texts], "texts_sha256": digest_of(self.texts)}
+        return {**shape, "seed": self.seed, **texts}
 
     def items(self, tokenizer: Any) -> list[Item]:
         """See `Task`."""

@@ -12,7 +12,7 @@ from math import exp
 from typing import Any
 
 from leankv.backend.evaluation.items import Item, Outcome
-from leankv.backend.texts import Text, windows
+from leankv.backend.texts import Text, digest_of, windows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Perplexity:
     def settings(self) -> dict[str, Any]:
         """See `Task`."""
         shape = {"windows": self.windows, "prefix_tokens": self.prefix, "scored_tokens": self.scored}
-        return {**shape, "skip_tokens": self.skip, "texts": [text.name for text in self.texts]}
+        texts = {"texts": [text.name for text in self.texts], "texts_sha256": digest_of(self.texts)}
+        return {**shape, "skip_tokens": self.skip, **texts}
 
     def items(self, tokenizer: Any) -> list[Item]:
         """See `Task`."""

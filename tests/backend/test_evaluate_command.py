@@ -65,6 +65,16 @@ def test_needles_take_the_contexts_that_are_asked(place: Path) -> None:
     assert set(load_quality(place / "asked").of("fp16", "needle")["context_tokens"].to_pylist()) == {300, 420}
 
 
+def test_answers_are_cut_off_where_it_is_asked(place: Path) -> None:
+    words = ("--task", "answers", "--answers", "1", "--max-output", "3", "--policy", "fp16", "--output-dir", "cut")
+    small = ("--gsm8k", str(place / "few.jsonl"))
+    (place / "few.jsonl").write_text('{"question": "How much is 1 and 1?", "answer": "#### 2"}\n')
+    assert evaluated(*words, *small) == 0
+    found = load_quality(place / "cut")
+    assert found.settings["answers"]["cap_tokens"] == 3
+    assert max(found.samples["output_tokens"].to_pylist()) <= 3
+
+
 def test_negative_samples_of_each_policy_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--policy", "uniform:format=K2V4", "--output-dir", "negative")
     assert evaluated(*SMALL, *words) == 0
@@ -104,6 +114,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(place: Path) -> None:
         (("--windows", "0"), "--windows is 0"),
         (("--contexts", "512", "0"), "--contexts 0"),
         (("--answers", "0"), "--answers is 0"),
+        (("--max-output", "0"), "--max-output is 0"),
         (("--batch", "0"), "--batch is 0"),
         (("--task", "reading"), "--task"),
         (("--texts", "none.txt"), "cannot read none.txt"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -183,6 +185,54 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         evaluate(replace(evaluation(["fp16"], some_tasks()[:1]), seed=1), tmp_path, lambda share: None)
 
 
+def test_a_text_or_a_model_of_the_same_name_that_is_another_is_refused(tmp_path: Path) -> None:
+    asked = evaluation(["fp16"], some_tasks()[:1])
+    evaluate(asked, tmp_path, lambda share: None)
+    other = Text(TEXT.name, TEXT.content.replace("gulls", "whales"))
+    with pytest.raises(InputError, match="other settings of task perplexity"):
+        evaluate(
+            evaluation(["fp16"], [Perplexity([other], windows=5, prefix=150, scored=12)]), tmp_path, lambda share: None
+        )
+    trained = copy.deepcopy(asked.loaded.model)
+    with torch.no_grad():
+        next(trained.parameters()).mul_(1.01)
+    with pytest.raises(InputError, match="model_sha256"):
+        evaluate(replace(asked, loaded=replace(asked.loaded, model=trained)), tmp_path, lambda share: None)
+
+
+def test_folders_and_journals_of_before_digests_were_noted_grow_and_go_on(tmp_path: Path) -> None:
+    """Finished or cut off: what they do not tell is taken to be the same, and noted from then on."""
+    asked = evaluation(["fp16"], some_tasks())
+    wanted = evaluate(asked, tmp_path / "whole", lambda share: None)
+
+    def stop(share: float) -> None:
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(asked, tmp_path / "cut", stop)
+    without_digests(tmp_path / "cut" / "journal.jsonl")
+    evaluate(asked, tmp_path / "cut", lambda share: None)
+    for name in ("quality.json", "samples.parquet"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    without_digests(tmp_path / "whole" / "quality.json")
+    grown = evaluate(evaluation(["int4"], some_tasks()[:1]), tmp_path / "whole", lambda share: None)
+    assert grown.policies["fp16"] == wanted.policies["fp16"] and grown.model_sha256 == wanted.model_sha256
+    assert grown.settings["perplexity"] == wanted.settings["perplexity"]
+
+
+def without_digests(file: Path) -> None:
+    """As it was written before, line by line or whole."""
+    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    file.write_text("".join(json.dumps(_bare(json.loads(line))) + "\n" for line in lines))
+
+
+def _bare(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {name: _bare(value) for name, value in content.items() if not name.endswith("_sha256")}
+
+
 def test_more_windows_add_to_what_is_there(tmp_path: Path) -> None:
     def asked(windows: int) -> Evaluation:
         return evaluation(["int4"], [Perplexity([TEXT], windows=windows, prefix=150, scored=5)])
@@ -267,6 +317,38 @@ def test_mmlu_and_gsm8k_by_path(tmp_path: Path) -> None:
         asked.items(Letters())
     with pytest.raises(InputError, match="MMLU"):
         Choice(questions=1, mmlu=problems).items(Letters())
+
+
+@pytest.mark.parametrize(
+    ("reference", "said", "right"),
+    [
+        ("18", "The answer is $18.00", 1.0),
+        ("18", "The answer is 18.", 1.0),
+        ("18", "The answer is 18.5", 0.0),
+        ("1018", "She has 3 left, so 1,018.0", 1.0),
+        ("-4", "It is -4", 1.0),
+        ("0", "The answer is $18.00", 0.0),
+    ],
+)
+def test_numbers_are_compared_as_numbers(reference: str, said: str, right: float) -> None:
+    item = Item("sum", [1], about={"subject": "arithmetic", "reference": reference})
+    assert Answers([], 1, 5).graded(item, Outcome(output=[1]), Outcome(), replace_decode(said))["score"] == right
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("Alice lives in York.", 1.0),
+        ("Alice lives in **york**, and keeps a cat.", 1.0),
+        ("Alice lives in New York.", 0.0),
+        ("Alice lives in Yorkshire.", 0.0),
+        ("Alice lives in York or in Paris.", 0.0),
+        ("Alice lives in Paris.", 0.0),
+    ],
+)
+def test_a_record_is_right_where_its_city_alone_is_said(said: str, right: float) -> None:
+    item = Item("record", [1], about={"subject": "records", "reference": "York"})
+    assert Answers([], 1, 5).graded(item, Outcome(output=[1]), Outcome(), replace_decode(said))["score"] == right
 
 
 def replace_decode(said: str) -> Letters:

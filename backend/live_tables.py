@@ -43,16 +43,22 @@ def live_requests(requests: Sequence[LiveRequest], refused: Mapping[int, str]) -
 
 
 def live_segments(log: StepLog) -> pa.Table:
-    """The table `segments`: a row a step."""
+    """The table `segments`: a row a step, from the token before to its own where some sequence was given both.
+
+    Who waits for a token waits for what the host does between two steps, too; a step that continues none has only
+    itself to last.
+    """
     import pyarrow as pa
 
-    steps = len(log.rows)
+    steps, ends = len(log.rows), log.column("end_ps")
+    # A sequence is counted only where the step before gave it a token, so there is one before.
+    start = np.where(log.column("sequences") > 0, np.roll(ends, 1), log.column("start_ps"))
     return pa.table(
         {
             "replica": np.zeros(steps, dtype=np.int32),
-            "start_ps": log.column("start_ps"),
+            "start_ps": start,
             "steps": np.ones(steps, dtype=np.int64),
-            "first_gap_ps": (log.column("end_ps") - log.column("start_ps")).astype(np.float64),
+            "first_gap_ps": (ends - start).astype(np.float64),
             "slope_ps": np.zeros(steps),
             "sequences": log.column("sequences"),
             "prompt_tokens": log.column("prompt_tokens"),

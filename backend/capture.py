@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leankv.backend.weights import Loaded
+from leankv.serving.errors import InputError
 
 NAME = "leankv_capture"
 
@@ -51,7 +52,7 @@ class Captured:
 def capture(loaded: Loaded, tokens: Tensor) -> Captured:
     """Run the model once over `tokens` int64 [n] and return what every layer's attention was given.
 
-    Raises ValueError for a model with layers that attend otherwise (a sliding window, no `AttentionInterface`).
+    Raises InputError for a model with layers that attend otherwise (a sliding window, no `AttentionInterface`).
     """
     _register()
     recorded = Captured()
@@ -64,7 +65,10 @@ def capture(loaded: Loaded, tokens: Tensor) -> Captured:
     finally:
         loaded.model.set_attn_implementation(before)
     if recorded.layers != loaded.layers:
-        raise ValueError(f"{loaded.name}: {recorded.layers} of {loaded.layers} layers use the attention interface")
+        raise InputError(
+            f"{loaded.name}: only {recorded.layers} of {loaded.layers} layers use transformers' attention interface; "
+            "choose another model"
+        )
     return recorded
 
 
@@ -94,7 +98,10 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     if sliding_window is not None and sliding_window < key.shape[2]:
-        raise ValueError(f"a layer attends to the last {sliding_window} tokens only; give shorter texts")
+        raise InputError(
+            f"a layer of the model attends to the last {sliding_window} tokens only, and a text of {key.shape[2]} is "
+            "measured; measure shorter ones (calibrate: --max-context), or choose a model without a sliding window"
+        )
     leankv_captured.queries.append(query[0].transpose(0, 1).contiguous())
     leankv_captured.keys.append(key[0].transpose(0, 1).contiguous())
     leankv_captured.values.append(value[0].transpose(0, 1).contiguous())

@@ -19,6 +19,7 @@ from leankv.backend.cache import KVCache
 from leankv.backend.cache_plan import CacheShape
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.page_account import LivePages
+from leankv.backend.room import GIB, memory_told
 from leankv.backend.sampling import choose
 from leankv.backend.step_log import Clock, FinalState, SlotCounts, StepLog, StepRow
 from leankv.backend.step_model import Computed, StepModel
@@ -63,21 +64,20 @@ class Engine:
         self.model = loaded.model
         self.device, self.on_logits = self.model.device, on_logits
         shape = CacheShape(loaded.layers, loaded.heads, loaded.kv_heads, loaded.head_dim)
-        try:
-            self.cache = KVCache(
-                shape,
-                [policy],
-                slots=limits.max_num_seqs,
-                memory_bytes=memory_bytes,
-                max_tokens=max_tokens,
-                device=self.device,
-                key_means=key_means,
-            )
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{policy.name} on {loaded.name}: {error}") from error
-        except torch.OutOfMemoryError as error:
-            size = f"a KV pool of {memory_bytes / 2**30:.1f} GiB"
-            raise InputError(f"{size} does not fit beside {loaded.name}; lower --kv-memory-gib") from error
+        pool = f"a KV pool of {memory_bytes / GIB:.3g} GiB"
+        with memory_told(f"{pool} does not fit in memory beside {loaded.name}; lower --kv-memory-gib"):
+            try:
+                self.cache = KVCache(
+                    shape,
+                    [policy],
+                    slots=limits.max_num_seqs,
+                    memory_bytes=memory_bytes,
+                    max_tokens=max_tokens,
+                    device=self.device,
+                    key_means=key_means,
+                )
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{policy.name} on {loaded.name}: {error}") from error
         self.pages = LivePages(self.cache)
         self.scheduler: Scheduler[LiveRequest] = Scheduler(limits, self.pages, self._preempted)
         self.clock, self.log = Clock(), StepLog()

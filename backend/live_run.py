@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.live_tables import PS_PER_S, live_requests, live_segments, live_timeline, usage
+from leankv.backend.room import GIB, memory_told
 from leankv.serving.bottleneck import limiting_resource
 from leankv.serving.errors import InputError
 from leankv.serving.metrics import summarise
@@ -70,8 +71,25 @@ def run_live(
 ) -> Run:
     """Serve the trace under one policy; `progress` is called with the share of tokens computed.
 
-    Raises InputError where the pool is too small or every request is rejected, CacheFault where the cache fails.
+    Raises InputError where the pool is too small or not to be had, or every request is rejected, CacheFault where the
+    cache fails.
     """
+    with memory_told(
+        f"--policy {config.policy.name}: steps of {config.limits.max_num_batched_tokens} tokens do not fit in memory "
+        f"beside {loaded.name} and a KV pool of {config.kv_memory_bytes / GIB:.3g} GiB; lower --kv-memory-gib, "
+        "--max-num-seqs or --max-num-batched-tokens"
+    ):
+        return _served(loaded, config, trace, prompts, progress, key_means)
+
+
+def _served(
+    loaded: Loaded,
+    config: LiveConfig,
+    trace: Trace,
+    prompts: Sequence[Sequence[int]],
+    progress: Progress,
+    key_means: Tensor | None,
+) -> Run:
     longest = min(loaded.max_context, int((trace.prompt_tokens + trace.output_tokens).max()))
     engine = Engine(
         loaded,

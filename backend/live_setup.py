@@ -12,7 +12,7 @@ from leankv.backend.key_means import key_means_of
 from leankv.backend.live_request import Sampling
 from leankv.backend.live_run import LiveConfig
 from leankv.backend.prompts import prompts_of
-from leankv.backend.room import GIB, free_bytes, require_room_for_model
+from leankv.backend.room import GIB, free_bytes, memory_told, require_room_for_model
 from leankv.backend.texts import essays, windows
 from leankv.backend.weights import Loaded, load
 from leankv.serving.errors import InputError
@@ -78,10 +78,9 @@ def device_named(backend: str) -> str:
 def loaded_on(model: str, device: str, dtype: str | None = None) -> Loaded:
     """The model; see `weights.load`. Raises InputError where it does not fit."""
     require_room_for_model(model, device)
-    try:
+    where = "the GPU; choose a smaller model or --backend cpu" if device == "cuda" else "memory; choose a smaller model"
+    with memory_told(f"{model} does not fit {where}, or free memory"):
         return load(model, dtype, device)
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{model} does not fit the GPU; choose a smaller model or --backend cpu") from error
 
 
 def pool_bytes(device: str, asked_gib: float | None) -> int:

@@ -1,7 +1,9 @@
-"""Whether what is asked for fits the device's memory, found before it is loaded."""
+"""Whether what is asked for fits the device's memory: found before it is loaded where it can be, told where not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from leankv.backend.weights import RANDOM
@@ -10,6 +12,19 @@ from leankv.serving.models import ModelSpec, model_named, read_model_config
 
 GIB = 1 << 30
 BYTES_A_PARAMETER = {"cpu": 4, "cuda": 2}
+NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+"""What torch says of memory that it could not get; on a CPU in a plain RuntimeError."""
+
+
+@contextmanager
+def memory_told(line: str) -> Iterator[None]:
+    """Raise InputError with this line where memory cannot be had within, on a CPU or a GPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in NO_MEMORY):
+            raise
+        raise InputError(line) from error
 
 
 def free_bytes(device: str) -> int | None:

@@ -14,10 +14,13 @@ import torch
 
 from leankv.app import cli
 from leankv.backend import room
+from leankv.backend.capture import capture
 from leankv.backend.exact import fp32
 from leankv.backend.live_request import LiveRequest
 from leankv.backend.step_read import CacheFault
+from leankv.backend.weights import Loaded
 from leankv.kernels import pages as pg
+from leankv.serving.errors import InputError
 from leankv.serving.runs import load_run
 
 from . import tiny
@@ -112,6 +115,56 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     os.chdir(place)
     assert run("--policy", "fp16", "--policy", "int8") == 0
     assert "fp16: kept" in capsys.readouterr().out
+
+
+NO_MEMORY = (
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+)
+
+
+@needs_texts
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["linux", "windows", "host", "cuda"])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("leankv.backend.live_setup.load", "tiny does not fit memory; choose a smaller model"),
+        ("leankv.backend.engine.KVCache", "a KV pool of 0.01 GiB does not fit in memory beside"),
+        ("leankv.backend.engine.Engine.warm_up", "--policy fp16: steps of 512 tokens do not fit in memory beside"),
+    ],
+)
+def test_memory_that_cannot_be_had_is_one_line(
+    where: str,
+    said: str,
+    error: Exception,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(where, refuse)
+    assert run("--policy", "fp16", "--kv-memory-gib", "0.01") == 2
+    assert said in one_line(capsys)
+
+
+def test_other_faults_are_not_taken_for_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="a shape is wrong"), room.memory_told("no memory"):
+        raise RuntimeError("a shape is wrong")
+
+
+def test_a_text_longer_than_a_sliding_window_is_the_users_error() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64, "vocab_size": tiny.VOCAB}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8}
+    loaded = Loaded("m", MistralForCausalLM(MistralConfig(**shape, **heads)).eval(), None, "made up")
+    assert capture(loaded, torch.arange(8)).tokens == 8
+    with pytest.raises(InputError, match=r"last 8 tokens only.*a text of 9.*--max-context"):
+        capture(loaded, torch.arange(9))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(

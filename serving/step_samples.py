@@ -19,7 +19,8 @@ class StepSample:
     """One step. point: a number that its repetitions share, within a policy. regime: decode, prefill or mixed.
 
     round: of the calibration, from 0. reference_s: how long a fixed piece of work took around the step; reference: that
-    over its best time, 1 where nothing disturbed the machine; kept: whether it was near enough to 1.
+    over its best time, 1 where nothing disturbed the machine; kept: whether it was near enough to 1; pace: how slow the
+    machine was around the step, 1 where it was as usual.
     tokens: computed, decoded ones included; rows: sequences that got a token; attended: positions that the decoding
     sequences attended to; read_bytes: keys and values that they hold, in their tier's format, by tier (0 where a policy
     has one); chunk_tokens, context_tokens, pairs: sums over the chunks of prompts (see `StepFit`); completed,
@@ -34,6 +35,7 @@ class StepSample:
     seconds: float
     reference_s: float
     reference: float
+    pace: float
     kept: bool
     tokens: int
     rows: int

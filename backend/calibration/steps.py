@@ -87,6 +87,7 @@ def _sample(engine: Engine, point: PointSpec, timed: Timed, reference_s: float) 
         seconds=timed.seconds,
         reference_s=reference_s,
         reference=1.0,
+        pace=1.0,
         kept=True,
         tokens=row.decoding + sum(tokens for _, tokens in row.chunks),
         rows=row.sequences + len(row.completed),

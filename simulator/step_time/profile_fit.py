@@ -50,7 +50,7 @@ SHARED_TERMS = ("row_s", "pair_s")
 
 @dataclass(frozen=True)
 class Point:
-    """The repetitions of one step: mean of what they computed, median of how long they took."""
+    """The repetitions of one step: mean of what they computed, median of how long they took at the usual pace."""
 
     policy: str
     regime: str
@@ -133,7 +133,7 @@ def _held_out(errors: Sequence[float]) -> HeldOut:
 def _point(samples: Sequence[StepSample]) -> Point:
     first = samples[0]
     high, low = (float(np.mean([getattr(each, name) for each in samples])) for name in READ_BYTES)
-    seconds = float(np.median([each.seconds for each in samples]))
+    seconds = float(np.median([each.seconds / each.pace for each in samples]))
     sample = replace(first, read_bytes_tier0=high, read_bytes_tier1=low)
     return Point(first.policy, first.regime, seconds, sample)
 

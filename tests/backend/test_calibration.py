@@ -252,3 +252,17 @@ def test_rounds_and_policies_are_judged_together() -> None:
     assert [step.kept for step in marked] == [False, False, False, True, True, True, True, True, True]
     assert noise["fp16"].steps == 6 and noise["fp16"].drift == pytest.approx(2.0) and noise["fp16"].rounds == 2
     assert noise["int8"].verdict == "too noisy", "a machine that is slow throughout is not quiet"
+
+
+def test_a_machine_that_slows_down_is_taken_for_slower_and_not_the_policy() -> None:
+    slow, fast = [2e-3] * 20, [1e-3] * 20
+    steps = [*steps_of("fp16", 0, *fast, points=range(20)), *steps_of("int8", 0, *slow, points=range(20))]
+    lasting = [replace(step, seconds=300 * step.reference_s) for step in steps]
+    marked, _ = judged(lasting)
+    taken = {name: {p.seconds for p in points(marked) if p.policy == name} for name in ("fp16", "int8")}
+    assert min(taken["fp16"]) == pytest.approx(max(taken["int8"]))
+
+
+def test_one_slow_reference_is_not_the_machines_pace() -> None:
+    marked, _ = judged(steps_of("fp16", 0, *[1e-3] * 10, 4e-3, *[1e-3] * 10, points=range(21)))
+    assert max(step.pace for step in marked) < 1.15 and min(step.pace for step in marked) == pytest.approx(1.0)

@@ -73,6 +73,7 @@ def _sample(policy: str, number: int, contexts: list[int], chunks: list[tuple[in
         seconds=0.0,
         reference_s=1e-3,
         reference=1.0,
+        pace=1.0,
         kept=True,
         tokens=len(contexts) + sum(size for size, _, _ in chunks),
         rows=len(contexts) + len(ended),

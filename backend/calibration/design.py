@@ -16,6 +16,8 @@ SCALES = (0.03, 0.1, 0.35, 0.85)
 QUICK_SCALES = (0.1, 0.5)
 SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
+EVERY = 8
+"""One scene has every batch up to this: a library's kernels for few rows cost what they cost, now more, now less."""
 MOST_CONTEXTS = 4
 """Of the longest context: the tokens that a scene holds at most."""
 TOGETHER = ((0.25, 3), (0.06, 8))
@@ -69,14 +71,17 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
     numbers, draw = count(), Random(seed)
     longest = max_context - OUTPUT - REST
     scales = QUICK_SCALES if quick else SCALES
-    scenes = [_scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens) for scale in scales]
+    scenes = [
+        _scene(numbers, draw, scale * longest, longest, max_num_seqs, max_num_batched_tokens, 1 if place else EVERY)
+        for place, scale in enumerate(scales)
+    ]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
     decodes, repeated, more_rounds = (2, 1, 0) if quick else (2, 1, 1)
     return Grid((Scene((), prompts), *scenes), decodes, repeated, more_rounds)
 
 
 def _scene(
-    numbers: Iterator[int], draw: Random, mean: float, longest: int, max_num_seqs: int, max_tokens: int
+    numbers: Iterator[int], draw: Random, mean: float, longest: int, max_num_seqs: int, max_tokens: int, every: int
 ) -> Scene:
     """Contexts between half and three halves of the mean; every batch decodes, some of them beside a chunk.
 
@@ -84,7 +89,7 @@ def _scene(
     """
     count = max(1, min(max_num_seqs, int(MOST_CONTEXTS * longest / mean)))
     contexts = tuple(max(2, min(longest, round(mean * (0.5 + draw.random())))) for _ in range(count))
-    batches = _batches(count)
+    batches = _batches(count, every)
     points = []
     for place, batch in enumerate(batches):
         points.append(PointSpec(next(numbers), batch))
@@ -93,9 +98,10 @@ def _scene(
     return Scene(contexts, tuple(points))
 
 
-def _batches(most: int) -> list[int]:
-    """The most, and powers of two below it down to 1."""
-    return sorted({most, *(1 << power for power in range(most.bit_length()))}, reverse=True)
+def _batches(most: int, every: int) -> list[int]:
+    """The most, powers of two below it down to 1, and all up to `every`."""
+    powers = (1 << power for power in range(most.bit_length()))
+    return sorted({most, *powers, *range(1, min(most, every) + 1)}, reverse=True)
 
 
 def _beside(draw: Random, batch: int, max_tokens: int, longest: int) -> ChunkSpec:

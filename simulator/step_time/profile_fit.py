@@ -21,6 +21,8 @@ from leankv.serving.step_samples import StepSample
 from leankv.simulator.step_time.least_squares import Floats, non_negative_least_squares
 
 KNOTS = tuple(1 << power for power in range(15))
+BETWEEN = (3, 5, 6, 7)
+"""Small steps between two knots, which may take longer than a line between these says."""
 FOLDS = 5
 STEADY = 1e-4
 """Weight of the wish for small coefficients (in columns of length 1): decides only what no measurement tells apart."""
@@ -73,16 +75,19 @@ def fit_steps(measured: Sequence[Point], move_every: Mapping[str, int] | None = 
 
     Raises InputError where there are no points of more than one token, or none without a prompt.
     """
-    knots = _knots(measured)
+    knots, bumps = _knots(measured), _bumps(measured)
     names = list(dict.fromkeys(point.policy for point in measured))
     seconds = np.array([point.seconds for point in measured])
-    rows = np.array([_row(point, knots, names) for point in measured])
+    rows = np.array(
+        [[*_row(point, knots, names), *(point.sample.tokens == bump for bump in bumps)] for point in measured]
+    )
     scale = seconds
     for _ in range(1 + REWEIGHTED):
         solution = _solved(rows / scale[:, None], seconds / scale)
         scale = np.clip(rows @ solution, seconds / WILD, seconds * WILD)
     every = move_every or {}
-    return {name: _fit_of(solution, knots, index, every.get(name, 1)) for index, name in enumerate(names)}
+    more = dict(zip(bumps, solution[len(solution) - len(bumps) :].tolist(), strict=True))
+    return {name: _fit_of(solution, knots, more, index, every.get(name, 1)) for index, name in enumerate(names)}
 
 
 def _solved(rows: Floats, target: Floats) -> Floats:
@@ -150,8 +155,18 @@ def _knots(measured: Sequence[Point]) -> tuple[int, ...]:
     return tuple(knots)
 
 
+def _bumps(measured: Sequence[Point]) -> tuple[int, ...]:
+    """Sizes of their own: measured, and between two that are measured."""
+    sizes = {point.sample.tokens for point in measured}
+    return tuple(
+        size for size in BETWEEN if size in sizes and {1 << (size.bit_length() - 1), 1 << size.bit_length()} <= sizes
+    )
+
+
 def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
-    """One line of the matrix: 1, the tokens in each stretch between knots, shared terms, then each policy's own."""
+    """One line of the matrix but for the bumps: 1, the tokens in each stretch between knots, shared terms, then each
+    policy's own.
+    """
     sample = point.sample
     stretches = [
         min(max(sample.tokens - low, 0), high - low) for low, high in zip(knots, (*knots[1:-1], np.inf), strict=False)
@@ -180,15 +195,20 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
     return row
 
 
-def _fit_of(solution: Floats, knots: tuple[int, ...], index: int, move_every: int) -> StepFit:
+def _fit_of(
+    solution: Floats, knots: tuple[int, ...], bumps: Mapping[int, float], index: int, move_every: int
+) -> StepFit:
+    """bumps: seconds above the line between the knots, by size."""
     slopes = solution[1 : len(knots)]
     values = solution[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(knots))])
+    sizes = sorted({*knots, *bumps})
+    lasting = [float(np.interp(size, knots, values)) + bumps.get(size, 0.0) for size in sizes]
     shared = dict(zip(SHARED_TERMS, solution[len(knots) :].tolist(), strict=False))
     start = len(knots) + len(SHARED_TERMS) + len(OWN_TERMS) * index
     own = dict(zip(OWN_TERMS, solution[start : start + len(OWN_TERMS)].tolist(), strict=True))
     return StepFit(
-        linear_tokens=knots,
-        linear_s=tuple(values.tolist()),
+        linear_tokens=tuple(sizes),
+        linear_s=tuple(lasting),
         row_s=shared["row_s"],
         decode_s=own["decode_s"],
         decode_sequence_s=own["decode_sequence_s"],

@@ -146,7 +146,8 @@ def test_a_fit_adds_up_its_terms() -> None:
     [
         {"linear_tokens": (1,), "linear_s": (0.1,)},
         {"linear_tokens": (2, 3, 4)},
-        {"linear_s": (0.02, 0.01, 0.5)},
+        {"linear_s": (0.02, 0.3, 0.01)},
+        {"linear_s": (0.02, 0.6, 0.5)},
         {"row_s": -1e-9},
         {"read_s_per_byte": (-1e-12, 0.0)},
     ],

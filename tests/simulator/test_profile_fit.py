@@ -129,6 +129,15 @@ def test_held_out_errors_are_small_by_regime(fit: StepFit) -> None:
         assert each.median < 0.05 and abs(each.bias) < 0.1
 
 
+def test_three_rows_may_take_longer_than_four() -> None:
+    sizes = (1, 2, 3, 4, 6, 7, 8, 512)
+    lasting = (0.05, 0.1, 0.19, 0.15, 0.18, 0.19, 0.16, 1.6)
+    fit = StepFit(sizes, lasting, 0, 2e-3, 1e-3, (1e-10, 0.0), 0, 0, 0, 0, 0, 0)
+    found = fit_steps(points(timed(fit, designed("fp16", 1))))["fp16"]
+    for size, seconds in zip(sizes[:-1], lasting, strict=False):
+        assert found.linear(size) == pytest.approx(seconds, rel=0.03), size
+
+
 def test_a_second_tier_costs_where_there_is_one() -> None:
     fit = StepFit((1, 512), (0.01, 0.6), 0, 2e-3, 1e-3, (1e-10, 1e-10), 0, 0, 0, 0, 0, 0, second_tier_s=8e-3)
     samples = designed("leankv", 1)

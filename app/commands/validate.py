@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -19,9 +21,12 @@ from leankv.app.commands.traces import Count, File, Requests, Text
 if TYPE_CHECKING:
     from leankv.app.commands._validation_plan import Plan
     from leankv.app.commands._validation_runs import LiveRun, Results
+    from leankv.backend.live_run import LiveConfig
     from leankv.backend.weights import Loaded
     from leankv.serving.profile import Profile
     from leankv.serving.runs import Run
+    from leankv.simulator.validation import Validation
+    from leankv.traces.trace import Trace
 
 ABOUT = """\
 Serve a trace live under some policies and loads, simulate the same, and compare metric by metric.
@@ -81,13 +86,14 @@ class Validate:
 
 
 def main(argv: list[str]) -> int:
-    """Run `leankv validate`; raises InputError for bad input."""
+    """Run `leankv validate`; raises InputError for bad input, and for a run that fails: what has run is compared."""
     command = parsed(Validate, "leankv validate", ABOUT, argv)
     _check(command)
     # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from leankv.app.commands._validation_plan import planned
     from leankv.app.commands._validation_runs import Results
+    from leankv.serving.errors import InputError
 
     plan = planned(command)
     results = Results({}, {})
@@ -97,6 +103,12 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         if results.live:
             _finish(plan, results)
+        raise
+    except InputError:
+        # What ended it may keep this from being written, too (a full disk); the first error is the one to tell.
+        with suppress(InputError):
+            if results.live:
+                _finish(plan, results)
         raise
     _finish(plan, results)
     return 0
@@ -146,8 +158,7 @@ def _measure(plan: Plan, results: Results) -> None:
             def partly(share: float, before_s: float = before_s, expected_s: float = expected_s) -> None:
                 report((before_s + share * expected_s) / sum(lasting))
 
-            made = _live(plan, run, partly)
-            results.add(run, made)
+            made = _live(plan, run, results, partly)
             partly(1.0)
             told = f"{made.summary['duration_s']:.1f} s, {made.summary['preemptions']} preemptions"
             print(f"{run.load}, {run.policy.name}, repeat {run.repeat + 1} of {repeats[run.load]}: {told}", flush=True)
@@ -158,23 +169,38 @@ def _repeats(round_s: float) -> int:
     return max(1, min(REPEATS, int(LOAD_S / (round_s + 1e-9))))
 
 
-def _live(plan: Plan, run: LiveRun, report: Callable[[float], None]) -> Run:
-    """One live run, by the path of `leankv run`: traced lengths to the token, the machine's speed around it."""
+def _live(plan: Plan, run: LiveRun, results: Results, report: Callable[[float], None]) -> Run:
+    """One live run, by the path of `leankv run`, or the one that an earlier call finished: traced lengths to the token.
+
+    It is among the results before it is saved, so that a disk that is full costs only the folder.
+    """
     from leankv.backend.live_request import Sampling
+
+    trace, sampling = plan.traces[run.load], Sampling(seed=plan.command.trace.seed, ignore_eos=True)
+    config = plan.setup.config(run.policy, plan.limits, sampling, parse_slo(plan.command.slo))
+    kept = plan.folders.kept(run, config.as_dict(trace))
+    made = kept or _measured(plan, config, trace, report)
+    results.add(run, made)
+    if kept is None:
+        plan.folders.save_live(run, made)
+    return made
+
+
+def _measured(plan: Plan, config: LiveConfig, trace: Trace, report: Callable[[float], None]) -> Run:
+    """A run with the machine's speed around it. Raises InputError where the cache fails."""
     from leankv.backend.live_run import run_live
     from leankv.backend.neighbours import Neighbours
+    from leankv.backend.step_read import CacheFault
+    from leankv.serving.errors import InputError
 
-    setup, trace = plan.setup, plan.traces[run.load]
-    sampling = Sampling(seed=plan.command.trace.seed, ignore_eos=True)
-    config = setup.config(run.policy, plan.limits, sampling, parse_slo(plan.command.slo))
-    found = plan.folders.kept(run, config.as_dict(trace))
-    if found is None:
-        before, others = machine_speed(setup.loaded, plan.profile), Neighbours()
+    setup = plan.setup
+    before, others = machine_speed(setup.loaded, plan.profile), Neighbours()
+    try:
         made = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
-        machine = {"others": others.share(), "before": before, "after": machine_speed(setup.loaded, plan.profile)}
-        found = replace(made, summary={**made.summary, "machine": machine})
-        plan.folders.save_live(run, found)
-    return found
+    except CacheFault as fault:
+        raise InputError(f"--policy {config.policy.name}: the cache failed: {fault}; its run is not written") from fault
+    machine = {"others": others.share(), "before": before, "after": machine_speed(setup.loaded, plan.profile)}
+    return replace(made, summary={**made.summary, "machine": machine})
 
 
 def machine_speed(loaded: Loaded, profile: Profile) -> float | None:
@@ -193,20 +219,27 @@ def machine_speed(loaded: Loaded, profile: Profile) -> float | None:
 
 
 def _finish(plan: Plan, results: Results) -> None:
-    """Compare what has run, write it where asked, and print it."""
+    """Compare what has run, print it, and write it where asked: each file even where the other cannot be."""
     from leankv.app.commands._validation_tables import print_validation
-    from leankv.serving.files import atomic_write
     from leankv.simulator.validation import save_validation, validated
 
     loads = {load.name: load.as_dict() for load in plan.loads}
     validation = validated(_conditions(plan, results), loads, results.cases(), results.machine())
-    if plan.command.output_dir is not None:
-        save_validation(validation, plan.command.output_dir / "validation.json")
-    if plan.command.json is not None:
-        content = {"runs": results.as_json(), **validation.as_json()}
-        with atomic_write(plan.command.json) as beside:
-            beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print_validation(validation)
+    try:
+        if plan.command.output_dir is not None:
+            save_validation(validation, plan.command.output_dir / "validation.json")
+    finally:
+        if plan.command.json is not None:
+            _write_json(plan.command.json, results, validation)
+
+
+def _write_json(path: Path, results: Results, validation: Validation) -> None:
+    from leankv.serving.files import atomic_write
+
+    content = {"runs": results.as_json(), **validation.as_json()}
+    with atomic_write(path) as beside:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _conditions(plan: Plan, results: Results) -> dict[str, Any]:

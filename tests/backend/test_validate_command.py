@@ -17,7 +17,9 @@ import pytest
 
 from leankv.app import cli
 from leankv.app.commands import validate
-from leankv.app.commands._validation_runs import in_turns, undisturbed
+from leankv.app.commands._validation_runs import Folders, in_turns, undisturbed
+from leankv.backend.step_read import CacheFault
+from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.runs import Run, load_run
 from leankv.simulator.validation import load_validation
@@ -149,9 +151,53 @@ def test_ctrl_c_keeps_and_compares_what_is_finished(
     assert "median absolute error" in capsys.readouterr().out
 
 
+def errors(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What was printed, and the one line of the error."""
+    shown = capsys.readouterr()
+    (line,) = [each for each in shown.err.splitlines() if each.startswith("leankv: ")]
+    return shown.out, line
+
+
+def test_a_cache_that_fails_is_one_line_and_what_has_run_is_compared(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import leankv.backend.live_run as live_run
+
+    real = live_run.run_live
+
+    def faulty(loaded: Any, config: Any, *others: Any) -> Any:
+        if config.policy.name == "leankv":
+            raise CacheFault("the pool ran 5 pages short")
+        return real(loaded, config, *others)
+
+    monkeypatch.setattr(live_run, "run_live", faulty)
+    assert run(*TWO, "--repeats", "1", "--output-dir", "faulty") == 2
+    printed, said = errors(capsys)
+    assert "--policy leankv: the cache failed: the pool ran 5 pages short" in said
+    assert "median absolute error" in printed
+    assert {row.policy for row in load_validation(place / "faulty" / "validation.json").parity} == {"fp16"}
+
+
+def test_a_full_disk_keeps_nothing_from_the_terminal_nor_from_another_disk(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise InputError(f"cannot write {arguments[-1]}: No space left on device")
+
+    monkeypatch.setattr(Folders, "save_live", lambda self, run, made: full("the run"))
+    monkeypatch.setattr("leankv.simulator.validation.save_validation", full)
+    assert run(*TWO, "--repeats", "1", "--output-dir", "full", "--json", "full.json") == 2
+    printed, said = errors(capsys)
+    assert said == "leankv: cannot write the run: No space left on device"
+    assert "median absolute error" in printed
+    runs = json.loads((place / "full.json").read_text())["runs"]
+    assert [(each["policy"], each["source"]) for each in runs] == [("fp16", "simulated"), ("fp16", "live")]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--trace", "even:rate=1,n=4,prompt=9000,output=8"), "no request fits the context"),
         (("--profile", "tiny"), "cannot read tiny/profile.json"),
         (("--profile", "broken"), "cannot read broken/profile.json"),
         (("--profile", "elsewhere"), "calibrate here"),

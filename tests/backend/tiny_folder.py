@@ -38,8 +38,11 @@ def save_made_up_profile(model: Path, folder: Path, policies: Sequence[str], ste
     """A profile of the model on this machine's CPU in which a step lasts about `step_ms`, whatever it computes."""
     import torch
 
+    from leankv.backend.processor import with_processor
+
     threads = torch.get_num_threads()
-    device = {"name": f"cpu, {threads} threads", "backend": "cpu", "threads": threads, "dtype": "float32"}
+    name = f"cpu, {threads} threads"
+    device = with_processor({"name": name, "backend": "cpu", "threads": threads, "dtype": "float32"})
     profile = Profile(
         model=read_model_config(model / "config.json"),
         device=device,

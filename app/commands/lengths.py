@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
     policies = [name for name in samples["policy"].unique().to_pylist() if name != BASELINE]
     shifts, skipped = _shifts(samples, policies)
     _print_shifts(shifts)
-    for policy, reason in skipped.items():
-        print(f"{policy} is left out: {reason}")
+    for reason in dict.fromkeys(skipped.values()):
+        print(f"left out: {', '.join(policy for policy in skipped if skipped[policy] == reason)}: {reason}")
     predictor = _predictor(samples) if command.predictor else None
     if command.json is not None:
         _write(command.json, shifts, skipped, predictor)
@@ -65,10 +65,14 @@ def main(argv: Sequence[str]) -> int:
 def _shifts(samples: pa.Table, policies: Sequence[str]) -> tuple[list[Shift], dict[str, str]]:
     """Those of the policies that have lengths, and why the others have none. Raises InputError where none has."""
     from leankv.serving.errors import InputError
-    from leankv.serving.length_shift import paired_lengths, shift
+    from leankv.serving.length_shift import TASK, paired_lengths, shift
+    from leankv.serving.quality_scores import of_policy
 
     found, skipped = [], {}
     for policy in policies:
+        if not len(of_policy(samples, policy, TASK)):
+            skipped[policy] = f"the task {TASK} was not evaluated"
+            continue
         try:
             found.append(shift(policy, paired_lengths(samples, policy)))
         except InputError as error:

@@ -91,7 +91,7 @@ def test_a_policy_without_answers_is_left_out_and_named(quality, tmp_path, capsy
     more = changed(quality, tmp_path / "more", with_kivi)
     assert main(["lengths", str(more), "--no-predictor"]) == 0
     shown = capsys.readouterr().out
-    assert "kivi is left out" in shown and "100.0 %" in shown
+    assert "left out: kivi: the task answers was not evaluated" in shown and "100.0 %" in shown
     none = changed(quality, tmp_path / "none", lambda rows: [{**row, "task": "needle"} for row in rows])
     assert main(["lengths", str(none), "--no-predictor"]) == 2
     assert "no output lengths to compare" in capsys.readouterr().err

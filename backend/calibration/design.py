@@ -18,7 +18,7 @@ SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_SIZES = (1, 8, 24, 48)
 EVERY = 8
 """One scene has every batch up to this: a library's kernels for few rows cost what they cost, now more, now less."""
-MOST_CONTEXTS = 4
+MOST_CONTEXTS = 3
 """Of the longest context: the tokens that a scene holds at most."""
 TOGETHER = ((0.25, 3), (0.06, 8))
 """Shares of the largest chunk, and how many prompts of it a step computes."""
@@ -76,7 +76,7 @@ def grid_of(max_num_seqs: int, max_num_batched_tokens: int, max_context: int, qu
         for place, scale in enumerate(scales)
     ]
     prompts = tuple(_prompts(numbers, max_num_batched_tokens, max_num_seqs, longest, quick))
-    decodes, repeated, more_rounds = (2, 1, 0) if quick else (2, 1, 1)
+    decodes, repeated, more_rounds = (2, 1, 0) if quick else (1, 1, 1)
     return Grid((Scene((), prompts), *scenes), decodes, repeated, more_rounds)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from leankv.app.home import home
 
 SHIPPED = Path(__file__).resolve().parents[1] / "profiles"
+DEFAULT_MODEL = "smollm2-135m"
 # a folder that holds this file is one of these; a validation holds runs, so the order is that of interest
 MARKS = {
     "validation": "validation.json",
@@ -38,7 +39,9 @@ def results(folder: Path) -> list[Found]:
 
 
 def offered(what: str) -> dict[str, Path]:
-    """Name -> folder of everything of this kind that a job has left, newest first, then of what is shipped."""
+    """Name -> folder of everything of this kind that a job has left, newest first, then of what is shipped, the default
+    model's before others.
+    """
     return dict(_offered(MARKS[what]))
 
 
@@ -46,7 +49,7 @@ def _offered(mark: str) -> Iterator[tuple[str, Path]]:
     made = (home() / "jobs").rglob(mark)
     for path in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
         yield _job_label(path.parent), path.parent
-    for path in sorted(SHIPPED.rglob(mark)):
+    for path in sorted(SHIPPED.rglob(mark), key=lambda path: (DEFAULT_MODEL not in str(path), path)):
         yield str(path.parent.relative_to(SHIPPED)), path.parent
 
 

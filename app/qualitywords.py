@@ -132,7 +132,25 @@ def warnings(quality: Quality) -> list[str]:
     counts = [policy.scores["perplexity"].n for policy in quality.policies.values() if "perplexity" in policy.scores]
     if counts and min(counts) < 40:
         said.append(f"Perplexity is of {min(counts)} windows of text: read the intervals, not the order of near ones.")
+    if lost := _mild_but_blind(quality):
+        said.append(f"Perplexity hides lost needles: {', '.join(lost)}. fp16 finds {_needles(quality, BASELINE)}.")
     return said
+
+
+def _mild_but_blind(quality: Quality) -> list[str]:
+    """Policies of tolerable perplexity that surely find fewer needles than fp16, with what they find."""
+    blind = []
+    for name, policy in quality.policies.items():
+        loss, needle = policy.scores.get("perplexity"), policy.scores.get("needle")
+        if loss is None or loss.difference is None or needle is None or needle.difference_interval is None:
+            continue
+        if loss.difference <= TOLERABLE and needle.difference_interval[1] < 0:
+            blind.append(f"{name} finds {_needles(quality, name)}")
+    return blind
+
+
+def _needles(quality: Quality, policy: str) -> str:
+    return f"{quality.policies[policy].scores['needle'].value:.0%}"
 
 
 def conditions(quality: Quality) -> str:

@@ -26,6 +26,12 @@ def quality(folder: Path) -> Quality:
     return load_quality(folder)
 
 
+@pytest.fixture(autouse=True)
+def nothing_shipped(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships with the project is another subject: a profile of the same model adds a chart."""
+    monkeypatch.setattr("leankv.app.found.SHIPPED", tmp_path_factory.mktemp("shipped"))
+
+
 def opened(**query: str | list[str]) -> AppTest:
     app = AppTest.from_string("from leankv.app.screens import quality; quality.page()", default_timeout=60)
     for name, value in query.items():
@@ -35,8 +41,7 @@ def opened(**query: str | list[str]) -> AppTest:
     return app
 
 
-def test_an_empty_page_teaches_the_command(leankv_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leankv.app.found.SHIPPED", leankv_home)
+def test_an_empty_page_teaches_the_command(leankv_home: Path) -> None:
     assert "leankv evaluate" in opened().code[0].value
 
 
@@ -79,6 +84,20 @@ def test_a_task_is_drawn_at_the_compression_of_its_own_samples(quality: Quality)
     before, after = ({p.policy: p.ratio for p in qualitywords.points(each, "needle")} for each in (quality, denser))
     assert after["leankv"] == pytest.approx(2 * before["leankv"], rel=1e-4)
     assert qualitywords.points(denser, "perplexity") == qualitywords.points(quality, "perplexity")
+
+
+def test_perplexity_that_hides_lost_needles_is_warned_of(quality: Quality) -> None:
+    def found(policy: str, needle: float) -> Quality:
+        rows = quality.samples.to_pylist()
+        kept = [row for row in rows if row["policy"] == "leankv" or row["policy"] == "fp16"]
+        for row in kept:
+            if row["task"] == "needle":
+                row["score"] = needle if row["policy"] == policy else 1.0
+        return replace(quality, samples=samples_table(kept))
+
+    hidden = [line for line in qualitywords.warnings(found("leankv", 0.0)) if "needles" in line]
+    assert hidden == ["Perplexity hides lost needles: leankv finds 0%. fp16 finds 100%."]
+    assert not any("needles" in line for line in qualitywords.warnings(found("leankv", 1.0)))
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1))

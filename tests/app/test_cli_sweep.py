@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_and_reports_what_is_finished(tmp_path: Path) -> None:
     while not list(tmp_path.glob("kept/[!.]*.json")) and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (130, "leankv: stopped\n")
     assert "fp16" in out
     assert [run["rate_scale"] for run in json.loads((tmp_path / "out.json").read_text())["runs"]] == [0.01]

@@ -56,7 +56,8 @@ def print_profile(profile: Profile) -> None:
     print()
     for name, noise in profile.noise.items():
         steps = f"{noise['steps']} steps, {noise['undisturbed']:.0%} undisturbed"
-        print(f"  {name:<24}{steps}, {noise['lost']:.0%} of the points never: {noise['verdict']}")
+        drift = f", rounds {noise['drift']:.2f}x apart" if noise["rounds"] > 1 else ""
+        print(f"  {name:<24}{steps}, {noise['lost']:.0%} of the points never{drift}: {noise['verdict']}")
     verdict = next(each for each in WORST if any(noise["verdict"] == each for noise in profile.noise.values()))
     advice = "" if verdict == "quiet" else "; calibrate again when nothing else runs" if verdict == "too noisy" else ""
     print(f"the machine was {verdict}{advice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from leankv.backend.evaluation.answers import Answers
 from leankv.backend.evaluation.choice import Choice
@@ -46,7 +47,8 @@ class Sources:
 
 def changed(preset: str, **others: int | tuple[int, ...] | None) -> Amounts:
     """A preset with the amounts, by name, that are not None."""
-    return replace(PRESETS[preset], **{name: value for name, value in others.items() if value is not None})  # type: ignore[arg-type]
+    given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    return replace(PRESETS[preset], **given)
 
 
 def tasks_of(amounts: Amounts, names: Sequence[str], sources: Sources, seed: int) -> list[Task]:

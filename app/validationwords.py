@@ -85,6 +85,7 @@ def cards(validation: Validation) -> list[Card]:
 LABELS = {
     "median absolute error of latencies and rates": "Median error",
     "worst error of KV pages": "KV pages, worst",
+    "worst error of KV pages per request": "Pages per request",
     "preemptions within 10 % or 2": "Preemptions",
     "rankings right": "Rankings right",
     "signs of compression right": "Signs right",

@@ -21,6 +21,7 @@ class StepFit:
         + decode_s + (second_tier_s if b[1] > 0)
         + (decode_sequence_s + move_s / move_every) * n + sum of read_s_per_byte[i] * b[i]                   if n > 0
         + sum over chunks: chunk_s + chunk_token_s * c + context_token_s * context + pair_s * pairs
+                           + block_token_s * (tokens that the chunk moves from a window into quantized blocks)
         + sum over prompts completed: prompt_s + prompt_token_s * prompt
 
     where b[i] are keys and values in their tier's format, and pairs = c * context + c (c + 1) / 2 positions attended.
@@ -48,6 +49,7 @@ class StepFit:
     move_s: float = 0.0
     move_every: int = 1
     second_tier_s: float = 0.0
+    block_token_s: float = 0.0
 
     def __post_init__(self) -> None:
         knots = self.linear_tokens

@@ -11,6 +11,8 @@ from leankv.simulator.clock import ticks
 from leankv.simulator.step_time.base import StepTimeModel
 
 UNBOUNDED = 1 << 80
+LONG_CHUNK = 1 << 20
+"""Longer than any window: who has no work on it has none on any chunk."""
 
 
 class DecodeLine(NamedTuple):
@@ -44,7 +46,7 @@ class StepCosts:
         self._whole_prompts: dict[int, int] = {}
         self._from_start = GridTable(32, lambda tokens: self._chunk_ticks(tokens, 0))
         self._prompt_work = GridTable(256, self._prompt_ticks)
-        self._chunks_cost_work = model.chunk_work_s(policy, 1, 0) > 0
+        self._chunks_cost_work = model.chunk_work_s(policy, LONG_CHUNK, 0) > 0
 
     def tokens_and_logits(self, tokens: int, sequences: int) -> int:
         if tokens < len(self.tokens):

@@ -3,6 +3,9 @@
 A live figure is the median over repeats, its spread the least and the greatest of them. An error is
 (simulated - live) / live; there is none where live is 0 and simulated is not, or where either has no such figure (TPOT
 of one-token outputs). Counts of preemptions are judged as counts, since one preemption more or less is chance.
+
+Pages in use follow from what a request holds and from how many requests there are at once; the latter follows from
+latencies. Pages per request tell the accounting of memory apart from the times of steps.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from math import isfinite
 from statistics import median
 from typing import Any, Literal
 
-Kind = Literal["latency", "rate", "pages", "count"]
+Kind = Literal["latency", "rate", "pages", "held", "count"]
 Summary = Mapping[str, Any]
 
 KV_PAGES_TARGET = 0.03
@@ -22,11 +25,19 @@ PREEMPTION_TARGET, PREEMPTIONS_BY_CHANCE = 0.1, 2
 
 @dataclass(frozen=True)
 class Metric:
-    """A key of a run's summary; all but latencies are better the higher, or neither."""
+    """A key of a run's summary, or `ratio_of` two; all but latencies are better the higher, or neither."""
 
     key: str
     unit: str
     kind: Kind
+    ratio_of: tuple[str, str] | None = None
+
+    def of(self, summary: Summary) -> float | None:
+        """Its value in a run, None where there is no such figure."""
+        if self.ratio_of is None:
+            return number(summary.get(self.key))
+        above, below = (number(summary.get(key)) for key in self.ratio_of)
+        return above / below if above is not None and below else None
 
 
 METRICS = (
@@ -39,6 +50,7 @@ METRICS = (
     Metric("request_throughput", "requests/s", "rate"),
     Metric("peak_kv_pages", "pages", "pages"),
     Metric("mean_kv_pages", "pages", "pages"),
+    Metric("kv_pages_per_request", "pages", "held", ratio_of=("mean_kv_pages", "mean_running")),
     Metric("preemptions", "", "count"),
 )
 
@@ -100,8 +112,8 @@ def median_of(values: Iterable[float]) -> float | None:
 
 
 def _row(metric: Metric, policy: str, load: str, simulated: Summary, live: Sequence[Summary]) -> ParityRow:
-    found = [value for summary in live if (value := number(summary.get(metric.key))) is not None]
-    middle, predicted = median_of(found), number(simulated.get(metric.key))
+    found = [value for summary in live if (value := metric.of(summary)) is not None]
+    middle, predicted = median_of(found), metric.of(simulated)
     error = relative_error(predicted, middle)
     low, high = (min(found), max(found)) if found else (None, None)
     holds = _holds(metric.kind, predicted, middle, error)

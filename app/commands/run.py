@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,7 +74,7 @@ class Live:
 
 
 def main(argv: list[str]) -> int:
-    """Run `leankv run`; raises InputError for bad input."""
+    """Run `leankv run`; raises InputError for bad input, and for a run that fails: what has run is compared."""
     command = parsed(Live, "leankv run", ABOUT, argv)
     require_place_for_file(command.json)
     require_place_for_folder(command.output_dir)
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> int:
     # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from leankv.backend.live_setup import live_setup
+    from leankv.serving.errors import InputError
 
     setup = live_setup(command.model, command.backend, command.kv_memory_gib, trace, policies)
     sampling = _sampling(command, setup)
@@ -92,9 +94,11 @@ def main(argv: list[str]) -> int:
         for policy in policies:
             config = setup.config(policy, limits, sampling, slo)
             runs.append(_kept(command.output_dir, config, trace) or _measured(setup, config, trace, command.output_dir))
-    except KeyboardInterrupt:
-        if runs:
-            _finish(command, runs)
+    except (KeyboardInterrupt, InputError):
+        # What ended it may keep this from being written, too (a full disk); the first error is the one to tell.
+        with suppress(InputError):
+            if runs:
+                _finish(command, runs)
         raise
     _finish(command, runs)
     return 0

@@ -31,6 +31,7 @@ SPOKEN = {
     "request_throughput": "requests a second",
     "peak_kv_pages": "KV pages, peak",
     "mean_kv_pages": "KV pages, mean",
+    "kv_pages_per_request": "KV pages per request",
     "preemptions": "preemptions, simulated / live",
     "mean_e2el_ms": "E2E mean",
 }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leankv.simulator.validation import Validation
     from leankv.simulator.validation_parity import ParityRow
 
-KINDS = {"Latency": ("latency",), "Throughput": ("rate",), "KV pages and preemptions": ("pages", "count")}
+KINDS = {"Latency": ("latency",), "Throughput": ("rate",), "KV pages and preemptions": ("pages", "held", "count")}
 METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
 TEACHING = """\
 leankv calibrate --model smollm2-135m --output-dir profiles/mine

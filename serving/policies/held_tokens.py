@@ -25,6 +25,16 @@ def residual_low(budget: Residual, tokens: int) -> int:
     return max(0, -(-(tokens - budget.recent) // budget.block)) * budget.block
 
 
+def blocked_tokens(policy: Policy, chunk: int, context: int) -> int:
+    """Tokens that leave a window in full precision for quantized blocks as `chunk` prompt tokens come after `context`.
+
+    0 for policies without such a window.
+    """
+    if not isinstance(policy.budget, Residual):
+        return 0
+    return residual_low(policy.budget, context + chunk) - residual_low(policy.budget, context)
+
+
 def held_tokens(policy: Policy, prompt: int, tokens: int) -> tuple[int, ...] | None:
     """By tier, with `tokens` positions behind a head, `prompt` of them a complete prompt; None where scores decide."""
     match policy.budget:

@@ -22,7 +22,8 @@ def in_words(fit: StepFit, tiers: Mapping[int, str] | None = None) -> list[str]:
     moves = {f"a sequence, every {fit.move_every} steps": fit.move_s}
     lines.append(_sum("moving tokens to another tier", moves, "on average a share of it each step"))
     chunk = {"a chunk": fit.chunk_s, "a token": fit.chunk_token_s, "a token before it": fit.context_token_s}
-    lines.append(_sum("a prompt's chunk", {**chunk, "a million pairs attended": fit.pair_s * 1e6}, "beside its layers"))
+    chunk |= {"a million pairs attended": fit.pair_s * 1e6, "a token moved into blocks": fit.block_token_s}
+    lines.append(_sum("a prompt's chunk", chunk, "beside its layers"))
     ends = {"a prompt": fit.prompt_s, "a token of it": fit.prompt_token_s}
     lines.append(_sum("a prompt's end", ends, "scoring and compressing it"))
     return [line for line in lines if line]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from leankv.serving.errors import InputError
 from leankv.serving.memory import MemoryModel
 from leankv.serving.policies.base import Policy
+from leankv.serving.policies.held_tokens import blocked_tokens
 from leankv.serving.profile import Profile
 from leankv.serving.step_fit import StepFit
 
@@ -34,7 +35,7 @@ class Measured:
         return tuple(share * memory.cached_share(tier) for tier, share in enumerate(shares))
 
     def chunk_work_s(self, policy: Policy, chunk: int, context: int) -> float:
-        return 0.0
+        return self.fit.block_token_s * blocked_tokens(policy, chunk, context)
 
     def prompt_work_s(self, policy: Policy, prompt: int) -> float:
         return self.fit.prompt(prompt) if prompt else 0.0

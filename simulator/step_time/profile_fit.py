@@ -14,6 +14,7 @@ import numpy as np
 
 from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
+from leankv.serving.policies.held_tokens import blocked_tokens
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import HeldOut
 from leankv.serving.step_fit import StepFit
@@ -46,6 +47,7 @@ OWN_TERMS = (
     "prompt_token_s",
     "move_s",
     "second_tier_s",
+    "block_token_s",
 )
 SHARED_TERMS = ("row_s", "pair_s")
 
@@ -105,6 +107,7 @@ def predicted_s(fit: StepFit, sample: StepSample) -> float:
         + fit.chunk_token_s * sample.chunk_tokens
         + fit.context_token_s * sample.context_tokens
         + fit.pair_s * sample.pairs
+        + fit.block_token_s * _blocked(sample)
     )
     ends = fit.prompt_s * sample.completed + fit.prompt_token_s * sample.completed_tokens
     decoding = fit.decode(sample.decoding, read) + fit.move_s * (sample.moved - sample.decoding / fit.move_every)
@@ -163,6 +166,14 @@ def _bumps(measured: Sequence[Point]) -> tuple[int, ...]:
     )
 
 
+def _blocked(sample: StepSample) -> int:
+    """Of a grid's chunks, which are alike where there are several."""
+    if not sample.chunks:
+        return 0
+    chunk, context = sample.chunk_tokens // sample.chunks, sample.context_tokens // sample.chunks
+    return sample.chunks * blocked_tokens(policy_named(sample.policy), chunk, context)
+
+
 def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
     """One line of the matrix but for the bumps: 1, the tokens in each stretch between knots, shared terms, then each
     policy's own.
@@ -187,6 +198,7 @@ def _row(point: Point, knots: tuple[int, ...], names: Sequence[str]) -> Floats:
         "prompt_token_s": sample.completed_tokens if staged else 0,
         "move_s": sample.moved,
         "second_tier_s": sample.decoding > 0 and sample.read_bytes_tier1 > 0,
+        "block_token_s": _blocked(sample),
     }
     row = np.zeros(1 + len(stretches) + len(SHARED_TERMS) + len(OWN_TERMS) * len(names))
     row[: 1 + len(stretches) + len(SHARED_TERMS)] = [1.0, *stretches, sample.rows, sample.pairs]
@@ -222,4 +234,5 @@ def _fit_of(
         move_s=own["move_s"],
         move_every=move_every,
         second_tier_s=own["second_tier_s"],
+        block_token_s=own["block_token_s"],
     )

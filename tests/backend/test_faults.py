@@ -90,7 +90,7 @@ def test_a_key_that_is_not_finite_is_one_line_and_leaves_what_was_finished(
 
 
 @needs_texts
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+def test_a_full_disk_is_one_line_leaves_nothing_half_written_and_what_ran_is_compared(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet
@@ -107,8 +107,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(pyarrow.parquet, "write_table", full)
     assert run("--policy", "fp16", "--policy", "int8") == 2
-    said = one_line(capsys)
-    assert "cannot write" in said and "No space left on device" in said
+    shown = capsys.readouterr()
+    assert len(shown.err.strip().splitlines()) == 1
+    assert "cannot write" in shown.err and "No space left on device" in shown.err
+    assert "tiny, 1 x cpu" in shown.out and "fp16" in shown.out, "what has run is compared all the same"
     assert [each.name for each in (place / "live").iterdir()] == ["fp16"]
     assert load_run(place / "live" / "fp16").summary["completed"] == 4
     monkeypatch.undo()

@@ -6,10 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leankv.serving.errors import InputError
+from leankv.serving.policies.registry import policy_named
 from leankv.serving.step_fit import StepFit
 from leankv.serving.step_samples import StepSample, samples_of, samples_table
+from leankv.simulator.clock import ticks
+from leankv.simulator.costs import StepCosts
 from leankv.simulator.step_time.fit_words import in_words
 from leankv.simulator.step_time.least_squares import non_negative_least_squares
+from leankv.simulator.step_time.profile import Measured
 from leankv.simulator.step_time.profile_fit import fit_steps, held_out, points, predicted_s
 
 seconds = st.floats(1e-4, 1e-2)
@@ -182,6 +186,22 @@ def test_what_is_done_every_so_many_steps_is_told_apart_and_shared_out() -> None
     assert found.move_s == pytest.approx(60e-3, rel=0.05)
     assert found.sequence_s == pytest.approx(1e-3 + 60e-3 / 32, rel=0.1)
     assert found.decode(4, (0, 0)) == pytest.approx(fit.decode(4, (0, 0)), rel=0.1)
+
+
+def test_blocks_that_a_chunk_quantizes_are_told_apart_from_its_tokens() -> None:
+    """KIVI's first tokens of a prompt stay in its window; whoever spreads the blocks over all is off at both ends."""
+    plain = StepFit((1, 512), (0.01, 0.5), 1e-3, 1e-3, 1e-3, (1e-10, 1e-10), 1e-3, 1e-5, 0.0, 1e-9, 0.0, 0.0)
+    fit = replace(plain, block_token_s=9e-4)
+    found = fit_steps(points(timed(fit, designed("kivi", 1))))["kivi"]
+    assert found.block_token_s == pytest.approx(9e-4, rel=0.05)
+    policy, model = policy_named("kivi"), Measured(fit, "profile")
+    assert model.chunk_work_s(policy, 128, 0) == 0.0
+    assert model.chunk_work_s(policy, 256, 0) == pytest.approx(128 * 9e-4)
+    assert model.chunk_work_s(policy, 64, 192) == pytest.approx(64 * 9e-4)
+    assert model.chunk_work_s(policy_named("fp16"), 256, 0) == 0.0
+    costs = StepCosts(model, policy, 512, 16)
+    added = costs.prefill(256, 0, True) - StepCosts(Measured(plain, "profile"), policy, 512, 16).prefill(256, 0, True)
+    assert added == pytest.approx(ticks(128 * 9e-4), abs=1)
 
 
 def test_disturbed_samples_do_not_count() -> None:

@@ -20,7 +20,13 @@ from leankv.simulator.run import simulate
 from leankv.simulator.validation import Case, load_validation, save_validation, validated
 from leankv.simulator.validation_loads import knee_scale, loads_of, pool_bytes
 from leankv.simulator.validation_order import compression_helps, rankings
-from leankv.simulator.validation_parity import METRICS, median_absolute_error, parity_rows, relative_error
+from leankv.simulator.validation_parity import (
+    METRICS,
+    ParityRow,
+    median_absolute_error,
+    parity_rows,
+    relative_error,
+)
 from leankv.simulator.validation_residuals import residuals
 from leankv.traces.open import open_trace
 from leankv.traces.trace import Trace
@@ -31,7 +37,7 @@ CONDITIONS = {"device": {"name": "a machine", "backend": "cpu"}, "model": "tiny"
 
 def summary(**changes: Any) -> dict[str, Any]:
     """100 everywhere, except where `changes` say otherwise."""
-    return {**{metric.key: 100.0 for metric in METRICS}, **changes}
+    return {**{metric.key: 100.0 for metric in METRICS}, "mean_running": 100.0, **changes}
 
 
 def config(policy: str = "fp16") -> SimulationConfig:
@@ -55,7 +61,7 @@ def test_a_row_is_the_median_of_the_repeats_with_their_spread_and_error() -> Non
     row = rows["mean_ttft_ms"]
     assert (row.simulated, row.live, row.live_low, row.live_high, row.repeats) == (110.0, 100.0, 80.0, 200.0, 3)
     assert row.relative_error == pytest.approx(0.1) and row.holds is None
-    assert set(rows) == {metric.key for metric in METRICS} and len(rows) == 21
+    assert set(rows) == {metric.key for metric in METRICS} and len(rows) == 22
     # Seventeen of eighteen timed figures are exact; a median over them must not see the one that is not.
     assert median_absolute_error(rows.values()) == 0.0
 
@@ -96,6 +102,17 @@ def test_pages_hold_within_three_percent() -> None:
 
     assert holds(103.0) and holds(97.0) and not holds(103.1) and not holds(96.9)
     assert not parity_rows("fp16", "low", {}, [summary()])[-2].holds
+
+
+def test_pages_per_request_tell_memory_apart_from_latency() -> None:
+    def row(simulated: dict[str, Any]) -> ParityRow:
+        rows = parity_rows("fp16", "low", simulated, [summary(mean_kv_pages=300.0, mean_running=3.0)])
+        return next(row for row in rows if row.metric == "kv_pages_per_request")
+
+    slower = row(summary(mean_kv_pages=400.0, mean_running=4.0))
+    assert (slower.simulated, slower.live, slower.relative_error, slower.holds) == (100.0, 100.0, 0.0, True)
+    assert row(summary(mean_kv_pages=312.0, mean_running=3.0)).holds is False
+    assert row(summary(mean_kv_pages=0.0, mean_running=0.0)).simulated is None
 
 
 def by_e2e(**values: list[float]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -214,7 +231,7 @@ def test_a_validation_reads_back_as_it_was_written(run: Run, tmp_path: Path) -> 
     assert content["compression_helps"][0]["live_says"] == "tie"
     assert made.summary["by_policy"] == {"fp16": pytest.approx(1 - 1 / 1.125), "leankv": pytest.approx(1 - 1 / 1.08)}
     targets = {each["name"]: each["holds"] for each in made.summary["targets"]}
-    assert len(targets) == 5 and all(targets.values())
+    assert len(targets) == 6 and all(targets.values())
     on_gpu = validated({"device": {"backend": "cuda"}}, loads, cases, machine)
     assert on_gpu.summary["targets"][0]["target"] == 0.05 and not on_gpu.summary["targets"][0]["holds"]
 

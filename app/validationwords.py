@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 def verdict(validation: Validation) -> str:
-    """How far off the projection is, in two or three sentences (Markdown)."""
+    """How far off the projection is, in a few sentences (Markdown)."""
     found, asked = validation.summary, validation.conditions
     error, (timing, *_) = found["median_absolute_error"], found["targets"]
     if error is None:
@@ -35,9 +35,10 @@ def verdict(validation: Validation) -> str:
     lead = f"**{place}: the simulator is off by {error:.1%} in the median**"
     bar = f"{'within' if timing['holds'] else 'missing'} the bar of {timing['target']:.0%}"
     over = f"over the latencies and rates of {len(asked['policies'])} policies and {len(validation.loads)} loads"
+    worst = f"The worst of them is off by {found['worst_absolute_error']:.0%}."
     order = _orders(found["pairs"], "pairs of policies", "are in the right order")
     sign = _orders(found["signs"], "claims that compression helps or hurts", "are right")
-    return " ".join(part for part in (f"{lead} {over}, {bar}.", order, sign) if part)
+    return " ".join(part for part in (f"{lead} {over}, {bar}.", worst, order, sign) if part)
 
 
 def _orders(outcomes: Mapping[str, int], what: str, done: str) -> str:
@@ -74,12 +75,8 @@ def _disturbances(validation: Validation) -> list[str]:
 
 
 def cards(validation: Validation) -> list[Card]:
-    """A headline figure a target, with whether it holds; and the worst error."""
-    cards = [_card(each) for each in validation.summary["targets"]]
-    worst = validation.summary["worst_absolute_error"]
-    told = "The largest error of one latency or rate, of one policy under one load."
-    cards.insert(1, Card("Worst error", "n/a" if worst is None else f"{worst:.0%}", told))
-    return cards
+    """A headline figure a target, with whether it holds."""
+    return [_card(each) for each in validation.summary["targets"]]
 
 
 LABELS = {

@@ -50,7 +50,7 @@ def test_an_empty_page_teaches_the_commands(leankv_home: Path, monkeypatch: pyte
 def test_the_page_judges_and_draws(leankv_home: Path, folder: Path) -> None:
     app = opened(validation=str(folder))
     assert "the simulator is off by" in app.markdown[0].value
-    assert [metric.label for metric in app.metric][:2] == ["Median error", "Worst error"]
+    assert [metric.label for metric in app.metric][:3] == ["Median error", "KV pages, worst", "Pages per request"]
     assert len(app.metric) == 6
     # parity, errors, a map a load, three distributions, four regimes, the machine
     assert len(app.get("plotly_chart")) == 2 + 2 + 3 + 4 + 1

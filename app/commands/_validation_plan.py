@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class Plan:
 def planned(command: Validate) -> Plan:
     """Load the profile, the trace and the model, and find the loads."""
     policies = live_policies(command.policy or POLICIES)
-    profile = load_profile(command.profile or _calibrated(command))
+    profile = load_profile(command.profile or calibrated(command, 1))
     limits = SchedulerLimits(command.max_num_seqs, command.max_num_batched_tokens, command.chunked_prefill)
     trace = chosen_requests(command.trace)
     pool_gib = command.kv_memory_gib
@@ -57,29 +57,57 @@ def planned(command: Validate) -> Plan:
         pool_gib = pool_bytes(profile.model, trace, limits.max_num_seqs) / GIB
     setup = live_setup(command.model or profile.model.name, command.backend, pool_gib, trace, policies)
     require_fits(profile, setup.model, with_processor(setup.device))
-    knee = command.knee or _knee(command, profile, policies, setup.kv_memory_bytes, trace)
+    folders = Folders(command.output_dir)
+    knee = command.knee or _knee(command, profile, policies, setup.kv_memory_bytes, trace, folders)
     loads = loads_of(command.load or tuple(LOADS), knee, trace)
     traces = {load.name: rate_scale(trace, load.rate_scale) for load in loads}
-    return Plan(command, profile, setup, policies, limits, trace, loads, traces, Folders(command.output_dir))
+    return Plan(command, profile, setup, policies, limits, trace, loads, traces, folders)
 
 
-def _calibrated(command: Validate) -> Path:
-    """Measure a profile with the limits of this validation, or keep the one that an earlier call measured."""
-    from leankv.app.commands import calibrate
+def calibrated(command: Validate, rounds: int) -> Path:
+    """Measure a profile with the limits of this validation so often, less what the folder has of it."""
+    from leankv.app.commands.calibrate import Calibrate, calibrate
 
     assert command.output_dir is not None
     folder = command.output_dir / "profile"
-    limits = ("--max-num-seqs", command.max_num_seqs, "--max-num-batched-tokens", command.max_num_batched_tokens)
-    words = ("--model", command.model or calibrate.Calibrate.model, "--backend", command.backend, *limits)
-    named = [word for name in command.policy or POLICIES for word in ("--policy", name)]
-    calibrate.main([*map(str, words), *named, "--output-dir", str(folder)])
+    asked = Calibrate(
+        output_dir=folder,
+        model=command.model or Calibrate.model,
+        backend=command.backend,
+        policy=command.policy or POLICIES,
+        max_num_seqs=command.max_num_seqs,
+        max_num_batched_tokens=command.max_num_batched_tokens,
+        rounds=rounds,
+    )
+    calibrate(asked, tell=False)
     return folder
 
 
-def _knee(command: Validate, profile: Profile, policies: Sequence[Policy], kv_memory_bytes: int, trace: Trace) -> float:
-    """Under fp16, or the first policy: the same rates for all, whatever their own knees."""
+def recalibrated(plan: Plan, rounds: int) -> Plan:
+    """The plan after so many rounds of its own calibration."""
+    return replace(plan, profile=load_profile(calibrated(plan.command, rounds)))
+
+
+def _knee(
+    command: Validate,
+    profile: Profile,
+    policies: Sequence[Policy],
+    kv_memory_bytes: int,
+    trace: Trace,
+    folders: Folders,
+) -> float:
+    """Under fp16, or the first policy: the same rates for all, whatever their own knees.
+
+    A profile that has grown since an earlier call says another knee, so the one that was found then stays.
+    """
     chosen = next((policy for policy in policies if policy.name == BASELINE), policies[0])
-    return knee_scale(simulation_of(command, profile, chosen, kv_memory_bytes), trace)
+    simulation = simulation_of(command, profile, chosen, kv_memory_bytes)
+    asked = {**simulation.as_dict(), "profile": None, "trace": [trace.name, len(trace), trace.provenance]}
+    kept = folders.knee(asked)
+    if kept is None:
+        kept = knee_scale(simulation, trace)
+        folders.save_knee(asked, kept)
+    return kept
 
 
 def simulation_of(command: Validate, profile: Profile, policy: Policy, kv_memory_bytes: int) -> SimulationConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leankv.serving.errors import InputError
+from leankv.serving.files import atomic_write
 from leankv.serving.runs import Run, config_hash, load_run, save_run
 from leankv.simulator.validation import Case
 
 if TYPE_CHECKING:
     from leankv.serving.policies.base import Policy
 
-SIMULATED = "simulated"
+SIMULATED, KNEE = "simulated", "knee.json"
 DISTURBED = 0.15
 """A live run beside which others took more than this share of the cores does not count where another repeat does."""
 
@@ -43,7 +45,10 @@ def in_turns(repeats: Mapping[str, int], policies: Sequence[Policy]) -> Iterator
 
 @dataclass(frozen=True)
 class Folders:
-    """Where runs lie: ROOT/<load>/<policy>/simulated and live-1, live-2, ...; nowhere without a root."""
+    """Where runs lie: ROOT/<load>/<policy>/simulated and live-1, live-2, ...; nowhere without a root.
+
+    Beside them the knee, as the first call found it.
+    """
 
     root: Path | None
 
@@ -62,6 +67,19 @@ class Folders:
                 "--kv-memory-gib that it was made with"
             )
         return found
+
+    def knee(self, asked: Mapping[str, Any]) -> float | None:
+        """The rate scale that an earlier call found for what is asked; None where there was none."""
+        try:
+            found = json.loads((self.root / KNEE).read_text()) if self.root is not None else {}
+            return float(found["rate_scale"]) if found.get("of") == config_hash(asked) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def save_knee(self, asked: Mapping[str, Any], rate_scale: float) -> None:
+        if self.root is not None:
+            with atomic_write(self.root / KNEE) as beside:
+                beside.write_text(json.dumps({"of": config_hash(asked), "rate_scale": rate_scale}), encoding="utf-8")
 
     def save_live(self, run: LiveRun, made: Run) -> None:
         if (folder := self.live(run)) is not None:

@@ -75,10 +75,15 @@ class Calibrate:
 
 def main(argv: list[str]) -> int:
     """Run `leankv calibrate`; raises InputError for bad input."""
+    calibrate(parsed(Calibrate, "leankv calibrate", ABOUT, argv))
+    return 0
+
+
+def calibrate(command: Calibrate, tell: bool = True) -> None:
+    """Measure what the profile lacks of what is asked; `tell`: print it and write --json. Raises InputError."""
     from leankv.app.commands.run import live_policies
     from leankv.serving.errors import InputError
 
-    command = parsed(Calibrate, "leankv calibrate", ABOUT, argv)
     if command.output_dir is None:
         raise InputError("leankv calibrate writes a profile: name its folder with --output-dir")
     require_place_for_folder(command.output_dir)
@@ -102,15 +107,14 @@ def main(argv: list[str]) -> int:
         command.quick,
     )
     book = opened_book(command.output_dir, setup, _settings(command, setup))
-    for policy in policies:
+    for policy in policies if tell else ():
         if book.rounds(policy) >= rounds:
             print(f"{policy.name}: kept, finished earlier in {command.output_dir}")
     try:
         _measure(setup, _turns(policies, rounds, book), book, replayed)
     finally:
-        if book.profile.policies:
+        if book.profile.policies and tell:
             _finish(command, book.profile)
-    return 0
 
 
 def _turns(policies: Sequence[Policy], rounds: int, book: Book) -> list[Policy]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ Serve a trace live under some policies and loads, simulate the same, and compare
 
   leankv validate --profile profiles/mine --limit 40 --max-prompt 256 --max-output 32 --output-dir validated
   leankv validate --profile profiles/mine --policy fp16 --policy leankv --load overload --repeats 1 --limit 100
+  leankv validate --calibrate --limit 40 --max-prompt 256 --max-output 32 --output-dir validated
 
 The simulator sees the trace and the profile (`leankv calibrate` measures one), and nothing of the live runs. Loads are
 found by the simulator: knee, the highest rate served in time, two thirds of it (low), half as much again (overload). A
@@ -54,7 +55,8 @@ class Validate:
     profile: File = None
     """The profile of this machine and model: the folder that `leankv calibrate` wrote."""
     calibrate: bool = False
-    """Without a --profile: first measure one into the folder `profile` of --output-dir; takes some minutes more."""
+    """Without a --profile: measure one into the folder `profile` of --output-dir, a round before each repeat and one
+    after the last, so that a machine whose speed drifts does so under both; takes some minutes a round more."""
     model: Text = None
     """The model to run, where the profile's own name does not find it: a folder, a .gguf file, a name."""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> int:
     _check(command)
     # Threads that spin while they wait take the cores from each other where anything else runs: ten times slower here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from leankv.app.commands._validation_plan import planned
+    from leankv.app.commands._validation_plan import planned, recalibrated
     from leankv.app.commands._validation_runs import Results
     from leankv.serving.errors import InputError
 
@@ -100,6 +102,9 @@ def main(argv: list[str]) -> int:
     try:
         _simulate(plan, results)
         _measure(plan, results)
+        if command.calibrate:
+            plan = recalibrated(plan, 1 + max(results.repeats(load.name) for load in plan.loads))
+            _simulate(plan, results)
     except KeyboardInterrupt:
         if results.live:
             _finish(plan, results)
@@ -132,24 +137,33 @@ def _check(command: Validate) -> None:
 
 
 def _simulate(plan: Plan, results: Results) -> None:
-    """Everything is predicted before anything is measured."""
+    """Everything is predicted before anything is measured; and once more where a profile has grown meanwhile."""
     from leankv.simulator.run import simulate
 
     with progress_bar(f"{len(plan.loads) * len(plan.policies)} simulations") as report:
-        for load in plan.loads:
-            for policy in plan.policies:
-                run = simulate(plan.simulation(policy), plan.traces[load.name])
-                results.simulated[load.name, policy.name] = run
-                plan.folders.save_simulated(load.name, policy.name, run)
-                report(len(results.simulated) / (len(plan.loads) * len(plan.policies)))
+        cases = [(load, policy) for load in plan.loads for policy in plan.policies]
+        for number, (load, policy) in enumerate(cases, 1):
+            run = simulate(plan.simulation(policy), plan.traces[load.name])
+            results.simulated[load.name, policy.name] = run
+            plan.folders.save_simulated(load.name, policy.name, run)
+            report(number / len(cases))
 
 
 def _measure(plan: Plan, results: Results) -> None:
-    """Run live, in turns, what an earlier call has not; the bar's time left follows the simulated durations."""
+    """Run live, in turns, what an earlier call has not."""
+    from leankv.app.commands._validation_plan import calibrated
     from leankv.app.commands._validation_runs import in_turns
 
     repeats = {load.name: plan.command.repeats or _repeats(results.expected_s(load.name)) for load in plan.loads}
     runs = list(in_turns(repeats, plan.policies))
+    for repeat in range(max(repeats.values())):
+        if plan.command.calibrate:
+            calibrated(plan.command, repeat + 1)
+        _measure_repeat(plan, results, repeats, [run for run in runs if run.repeat == repeat])
+
+
+def _measure_repeat(plan: Plan, results: Results, repeats: Mapping[str, int], runs: Sequence[LiveRun]) -> None:
+    """The bar's time left follows the simulated durations."""
     lasting = [results.simulated[run.load, run.policy.name].summary["duration_s"] for run in runs]
     with progress_bar(f"{len(runs)} live runs") as report:
         for number, (run, expected_s) in enumerate(zip(runs, lasting, strict=True)):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from leankv.app.commands._validation_runs import Folders, in_turns, undisturbed
 from leankv.backend.step_read import CacheFault
 from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
+from leankv.serving.profile import load_profile
 from leankv.serving.runs import Run, load_run
 from leankv.simulator.validation import load_validation
 
@@ -63,7 +65,7 @@ def test_every_policy_runs_live_and_simulated_and_is_compared(validated: Path) -
     assert folders == {f"knee/{p}/{run}" for p in ("fp16", "leankv") for run in ("simulated", "live-1", "live-2")}
     read = load_validation(validated / "validation.json")
     assert {(row.policy, row.load) for row in read.parity} == {("fp16", "knee"), ("leankv", "knee")}
-    assert len(read.parity) == 42
+    assert len(read.parity) == 44
     asked = read.conditions
     assert asked["device"]["backend"] == "cpu" and asked["trace"]["requests"] == 8 and asked["repeats"] == {"knee": 2}
     assert len(asked["profile"]["contents"]) == 16 and set(asked["versions"]) == {"python", "torch", "transformers"}
@@ -129,7 +131,7 @@ def test_killed_within_a_run_the_others_are_kept_and_a_rerun_goes_on(
     assert not (place / "killed" / "knee" / "leankv" / "live-1").exists()
     assert cli.main([*words, "--output-dir", "killed"]) == 0
     assert load_run(first).summary == made.summary
-    assert len(load_validation(place / "killed" / "validation.json").parity) == 42
+    assert len(load_validation(place / "killed" / "validation.json").parity) == 44
 
 
 def test_ctrl_c_keeps_and_compares_what_is_finished(
@@ -233,6 +235,42 @@ def test_bad_input_is_one_line(
 def test_without_a_profile_it_says_how_to_get_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", *SMALL]) == 2
     assert "leankv calibrate" in capsys.readouterr().err
+
+
+def test_its_own_calibration_goes_round_between_the_repeats(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine whose speed drifts does so under both; what a call that was cut off has measured stays."""
+    from leankv.app.commands import calibrate
+    from leankv.backend import live_run
+    from leankv.backend.calibration import policy
+
+    whole, order = calibrate.calibrate, []
+    monkeypatch.setattr(calibrate, "calibrate", lambda asked, tell: whole(replace(asked, quick=True), tell))
+
+    def noted(module: Any, name: str, letter: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **others: Any) -> Any:
+            order.append(letter)
+            return real(*args, **others)
+
+        monkeypatch.setattr(module, name, call)
+
+    noted(policy, "measure_policy", "c")
+    noted(live_run, "run_live", "l")
+    words = ["validate", "--calibrate", "--model", "tiny", *SMALL, *TWO, "--output-dir", "own"]
+    assert cli.main([*words, "--repeats", "1"]) == 0
+    assert "".join(order) == "ccllcc"
+    first = load_validation(place / "own" / "validation.json")
+    order.clear()
+    assert cli.main([*words, "--repeats", "2"]) == 0
+    assert "".join(order) == "llcc"
+    second = load_validation(place / "own" / "validation.json")
+    assert first.loads == second.loads, "the knee that was found first stays, though the profile has grown"
+    assert second.conditions["profile"]["contents"] != first.conditions["profile"]["contents"]
+    assert load_profile(place / "own" / "profile").noise["fp16"]["rounds"] == 3
+    assert len(capsys.readouterr().err.strip().splitlines()) == 0
 
 
 def test_disturbed_repeats_count_only_where_there_is_no_other() -> None:

@@ -59,7 +59,22 @@ def warnings(validation: Validation) -> list[str]:
             f"The machine drifted: a reference step took {min(speeds):.2f} to {max(speeds):.2f} times as long as when "
             "the profile was measured. Nothing is corrected for it, so part of the error is the machine's."
         )
+    said += _paces(validation)
     return said + _disturbances(validation)
+
+
+def _paces(validation: Validation) -> list[str]:
+    """What is left of the error where each live run is held against a simulation at its own pace."""
+    paces = [each["pace"] for each in validation.machine if each.get("pace")]
+    error = validation.summary.get("paced_median_absolute_error")
+    if not paces or error is None or (CALM[0] <= min(paces) and max(paces) <= CALM[1]):
+        return []
+    pages = validation.summary["paced_worst_kv_pages_error"]
+    return [
+        f"During the live runs the machine took {min(paces):.2f} to {max(paces):.2f} times as long as during the "
+        f"calibration. Simulated at each run's own pace, latencies and rates are off by {error:.1%} in the median and "
+        f"KV pages by at most {pages:.1%}."
+    ]
 
 
 def _disturbances(validation: Validation) -> list[str]:

@@ -24,6 +24,7 @@ from leankv.serving.scheduler import SchedulerLimits
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from leankv.backend.pace import PaceMeter
     from leankv.backend.weights import Loaded
     from leankv.traces.trace import Trace
 
@@ -68,8 +69,10 @@ def run_live(
     prompts: Sequence[Sequence[int]],
     progress: Progress,
     key_means: Tensor | None = None,
+    meter: PaceMeter | None = None,
 ) -> Run:
-    """Serve the trace under one policy; `progress` is called with the share of tokens computed.
+    """Serve the trace under one policy; `progress` is called with the share of tokens computed, and `meter`, if
+    there is one, takes the steps.
 
     Raises InputError where the pool is too small or not to be had, or every request is rejected, CacheFault where the
     cache fails.
@@ -79,7 +82,7 @@ def run_live(
         f"beside {loaded.name} and a KV pool of {config.kv_memory_bytes / GIB:.3g} GiB; lower --kv-memory-gib, "
         "--max-num-seqs or --max-num-batched-tokens"
     ):
-        return _served(loaded, config, trace, prompts, progress, key_means)
+        return _served(loaded, config, trace, prompts, progress, key_means, meter)
 
 
 def _served(
@@ -89,6 +92,7 @@ def _served(
     prompts: Sequence[Sequence[int]],
     progress: Progress,
     key_means: Tensor | None,
+    meter: PaceMeter | None,
 ) -> Run:
     longest = min(loaded.max_context, int((trace.prompt_tokens + trace.output_tokens).max()))
     engine = Engine(
@@ -105,11 +109,11 @@ def _served(
     refused = {r.request_id: reason for r in requests if (reason := _refusal(engine, loaded, r)) is not None}
     if len(refused) == len(requests):
         raise InputError(f"{trace.name}: every request was rejected, the first: {refused[0]}")
-    serve(engine, [request for request in requests if request.request_id not in refused], progress)
+    serve(engine, [request for request in requests if request.request_id not in refused], progress, meter)
     return _assembled(engine, config, trace, requests, refused)
 
 
-def serve(engine: Engine, requests: Sequence[LiveRequest], progress: Progress) -> None:
+def serve(engine: Engine, requests: Sequence[LiveRequest], progress: Progress, meter: PaceMeter | None = None) -> None:
     """Send every request when it arrives, by the engine's clock, and run until all are finished."""
     coming = deque(sorted(requests, key=lambda request: request.arrival_ps))
     total = sum(request.output_tokens for request in requests)
@@ -121,7 +125,7 @@ def serve(engine: Engine, requests: Sequence[LiveRequest], progress: Progress) -
         if engine.idle:
             time.sleep(max(0, coming[0].arrival_ps - engine.clock.now()) / PS_PER_S)
             continue
-        ended += sum(request.output_tokens for request in engine.step())
+        ended += sum(request.output_tokens for request in (engine.step() if meter is None else meter.step(engine)))
         running = sum(request.generated for request in engine.scheduler.decoding.values())
         progress(min(1.0, (ended + running) / total))
 

@@ -112,6 +112,16 @@ class Profile:
         described = {"device": dict(self.device), "created": self.created}
         return {**described, "contents": config_hash({"fits": fits, "retention": kept})}
 
+    @property
+    def usual_reference_s(self) -> float | None:
+        """How long the reference took at the pace that the fits speak of; None in profiles of earlier versions."""
+        return next((told["usual_s"] for told in self.noise.values() if "usual_s" in told), None)
+
+    def at_pace(self, pace: float) -> Profile:
+        """What it would be on this machine while everything takes `pace` times as long."""
+        slower = {name: replace(each, fit=each.fit.slower(pace)) for name, each in self.policies.items()}
+        return replace(self, policies=slower)
+
     def of(self, policy: str, specification: str) -> PolicyProfile:
         """What was measured of a policy. Raises InputError where it was not, or with other knobs."""
         found = self.policies.get(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from leankv.serving.errors import InputError
@@ -90,6 +90,12 @@ class StepFit:
     def prompt(self, tokens: int) -> float:
         """Seconds that the end of a prompt of `tokens` adds."""
         return self.prompt_s + self.prompt_token_s * tokens
+
+    def slower(self, factor: float) -> StepFit:
+        """The same on a machine that takes `factor` times as long for everything."""
+        every: dict[str, Any] = {name: x * factor for name, x in asdict(self).items() if isinstance(x, float)}
+        linear, read = ([value * factor for value in each] for each in (self.linear_s, self.read_s_per_byte))
+        return replace(self, **every, linear_s=tuple(linear), read_s_per_byte=(read[0], read[1]))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,7 +9,10 @@ ranking: a row a load and metric (`validation_order.Ranking`), pairs of policies
 compression_helps: a row a policy, load and metric against fp16 (`validation_order.Difference`).
 residuals: by regime (`validation_residuals.Residual`).
 machine: a row a live run: how long a reference step lasted before and after it, as a multiple of what the profile says
-    of it; the share of the cores that others took meanwhile; whether the run counts.
+    of it; the share of the cores that others took meanwhile; whether the run counts; its pace, that is how long the
+    calibration's reference took during the run, over what it usually took while the profile was measured.
+paced: as `parity`, but each live run is held against a simulation at its own pace: what is left is no drift of the
+    machine. Nothing else rests on it. Empty where no pace was measured.
 summary: medians of the absolute errors, and the targets with whether each holds.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,7 @@ from leankv.serving.errors import InputError
 from leankv.serving.files import atomic_write
 from leankv.serving.runs import commit, config_hash
 from leankv.simulator.validation_order import compression_helps, rankings
-from leankv.simulator.validation_parity import ParityRow, parity_rows
+from leankv.simulator.validation_parity import ParityRow, paced_rows, parity_rows
 from leankv.simulator.validation_residuals import residuals
 from leankv.simulator.validation_summary import summary
 
@@ -33,17 +36,22 @@ if TYPE_CHECKING:
     from leankv.serving.runs import Run
 
 SCHEMA_VERSION = 1
+PARITIES = ("parity", "paced")
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One policy under one load: a simulated run, and live ones by repeat (at least one)."""
+    """One policy under one load: a simulated run, and live ones by repeat (at least one).
+
+    paced: by repeat, simulated at the pace that the machine had during the live run, where that was measured.
+    """
 
     policy: str
     load: str
     simulated: Run
     live: Mapping[int, Run]
+    paced: Mapping[int, Run] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +66,12 @@ class Validation:
     residuals: Rows
     machine: Rows
     summary: Mapping[str, Any]
+    paced: tuple[ParityRow, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Every field; the rows of the parity as mappings."""
-        return {**vars(self), "parity": [asdict(row) for row in self.parity]}
+        """Every field; the rows of both parities as mappings."""
+        rows = {name: [asdict(row) for row in getattr(self, name)] for name in PARITIES}
+        return {**vars(self), **rows}
 
 
 def validated(
@@ -72,9 +82,10 @@ def validated(
         row for case in cases for row in parity_rows(case.policy, case.load, case.simulated.summary, _summaries(case))
     )
     ranked, signs = _orders(cases)
+    paced = tuple(row for case in cases for row in paced_rows(case.policy, case.load, _pairs(case)))
     regimes = [asdict(each) for c in cases for each in residuals(c.policy, c.load, c.simulated, list(c.live.values()))]
-    found = summary(parity, ranked, signs, conditions["device"].get("backend"))
-    return Validation(conditions, loads, parity, ranked, signs, regimes, machine, found)
+    found = summary(parity, ranked, signs, conditions["device"].get("backend"), paced)
+    return Validation(conditions, loads, parity, ranked, signs, regimes, machine, found, paced)
 
 
 def save_validation(validation: Validation, path: str | Path) -> None:
@@ -97,15 +108,15 @@ def load_validation(path: str | Path) -> Validation:
             raise InputError(
                 f"{path} has schema {content['schema_version']}, this version reads {SCHEMA_VERSION}: update leankv"
             )
-        rows = tuple(ParityRow(**row) for row in content["parity"])
-        others = {name: content[name] for name in Validation.__dataclass_fields__ if name != "parity"}
+        rows: dict[str, Any] = {name: tuple(ParityRow(**each) for each in content.get(name, ())) for name in PARITIES}
+        others = {name: content[name] for name in Validation.__dataclass_fields__ if name not in PARITIES}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; name the validation.json of `leankv validate`") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no validation.json; name one that `leankv validate` wrote") from error
-    return Validation(parity=rows, **others)
+    return Validation(**rows, **others)
 
 
 def _orders(cases: Sequence[Case]) -> tuple[Rows, Rows]:
@@ -121,6 +132,10 @@ def _orders(cases: Sequence[Case]) -> tuple[Rows, Rows]:
             for each in compression_helps(load, predicted, live)
         ]
     return ranked, signs
+
+
+def _pairs(case: Case) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(case.paced[repeat].summary, run.summary) for repeat, run in case.live.items() if repeat in case.paced]
 
 
 def _summaries(case: Case) -> list[Mapping[str, Any]]:

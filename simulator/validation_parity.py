@@ -11,7 +11,7 @@ latencies. Pages per request tell the accounting of memory apart from the times 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import median
 from typing import Any, Literal
@@ -79,6 +79,22 @@ class ParityRow:
 def parity_rows(policy: str, load: str, simulated: Summary, live: Sequence[Summary]) -> list[ParityRow]:
     """A row a metric. live: summaries of the repeats, at least one."""
     return [_row(metric, policy, load, simulated, live) for metric in METRICS]
+
+
+def paced_rows(policy: str, load: str, pairs: Sequence[tuple[Summary, Summary]]) -> list[ParityRow]:
+    """A row a metric over (simulated, live) pairs that each have a pace of their own; none without pairs.
+
+    Values are medians, and so is the error, of the errors pair by pair.
+    """
+    rows = []
+    for metric in METRICS if pairs else ():
+        each = [_row(metric, policy, load, simulated, [live]) for simulated, live in pairs]
+        whole = _row(metric, policy, load, pairs[0][0], [live for _, live in pairs])
+        predicted = median_of(row.simulated for row in each if row.simulated is not None)
+        error = median_of(row.relative_error for row in each if row.relative_error is not None)
+        holds = _holds(metric.kind, predicted, whole.live, error)
+        rows.append(replace(whole, simulated=predicted, relative_error=error, holds=holds))
+    return rows
 
 
 def relative_error(simulated: float | None, live: float | None) -> float | None:

@@ -13,8 +13,10 @@ CPU_TARGET, GPU_TARGET = 0.1, 0.05
 Rows = Sequence[Mapping[str, Any]]
 
 
-def summary(parity: Sequence[ParityRow], ranking: Rows, signs: Rows, backend: str | None) -> dict[str, Any]:
-    """`ranking` and `signs` as validation.json has them; backend: "cpu" or "cuda"."""
+def summary(
+    parity: Sequence[ParityRow], ranking: Rows, signs: Rows, backend: str | None, paced: Sequence[ParityRow] = ()
+) -> dict[str, Any]:
+    """`ranking` and `signs` as validation.json has them; backend: "cpu" or "cuda"; paced: no target rests on it."""
     target = CPU_TARGET if backend == "cpu" else GPU_TARGET
     pairs = [pair for each in ranking for pair in each["pairs"]]
     return {
@@ -23,6 +25,8 @@ def summary(parity: Sequence[ParityRow], ranking: Rows, signs: Rows, backend: st
         "by_policy": _medians(parity, lambda row: row.policy),
         "by_load": _medians(parity, lambda row: row.load),
         "by_metric": _medians(parity, lambda row: row.metric),
+        "paced_median_absolute_error": median_absolute_error(paced),
+        "paced_worst_kv_pages_error": max(_errors(_of(paced, "pages")), default=None),
         "kv_pages_median_absolute_error": median_of(_errors(_of(parity, "pages"))),
         "pairs": _outcomes(pairs),
         "signs": _outcomes(signs),

@@ -42,8 +42,9 @@ class Plan:
     traces: Mapping[str, Trace]
     folders: Folders
 
-    def simulation(self, policy: Policy) -> SimulationConfig:
-        return simulation_of(self.command, self.profile, policy, self.setup.kv_memory_bytes)
+    def simulation(self, policy: Policy, pace: float = 1.0) -> SimulationConfig:
+        profile = self.profile if pace == 1.0 else self.profile.at_pace(pace)
+        return simulation_of(self.command, profile, policy, self.setup.kv_memory_bytes)
 
 
 def planned(command: Validate) -> Plan:

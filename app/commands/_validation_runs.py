@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,11 @@ def undisturbed(runs: Mapping[int, Run]) -> Mapping[int, Run]:
 
 @dataclass
 class Results:
-    """What has been simulated and measured so far, by (load, policy)."""
+    """What has been simulated and measured so far, by (load, policy); paced: as `Case` has it."""
 
-    simulated: dict[tuple[str, str], Run]
-    live: dict[tuple[str, str], dict[int, Run]]
+    simulated: dict[tuple[str, str], Run] = field(default_factory=dict)
+    live: dict[tuple[str, str], dict[int, Run]] = field(default_factory=dict)
+    paced: dict[tuple[str, str], dict[int, Run]] = field(default_factory=dict)
 
     def expected_s(self, load: str) -> float:
         """How long one run of each policy should take."""
@@ -124,19 +125,30 @@ class Results:
     def cases(self) -> list[Case]:
         """Those that ran live, in the order of the simulated ones; of disturbed runs as few as can be."""
         return [
-            Case(policy, load, run, undisturbed(self.live[load, policy]))
+            Case(policy, load, run, undisturbed(self.live[load, policy]), self.paced.get((load, policy), {}))
             for (load, policy), run in self.simulated.items()
             if (load, policy) in self.live
         ]
 
-    def machine(self) -> list[dict[str, Any]]:
-        """The machine around each live run, see `leankv.simulator.validation`."""
-        return [
-            {"load": load, "policy": policy, "repeat": repeat, **run.summary["machine"], "counts": repeat in calm}
-            for (load, policy), runs in self.live.items()
-            for calm in [undisturbed(runs)]
+    def paces(self, usual_s: float | None) -> dict[tuple[str, str, int], float]:
+        """By load, policy and repeat: how slow the machine was, for which the reference usually takes `usual_s`."""
+        references = {
+            (*case, repeat): run.summary["machine"].get("reference_s")
+            for case, runs in self.live.items()
             for repeat, run in runs.items()
-        ]
+        }
+        return {case: each / usual_s for case, each in references.items() if each and usual_s}
+
+    def machine(self, usual_s: float | None) -> list[dict[str, Any]]:
+        """The machine around each live run, see `leankv.simulator.validation`."""
+        paces = self.paces(usual_s)
+        rows = []
+        for (load, policy), runs in self.live.items():
+            calm = undisturbed(runs)
+            for repeat, run in runs.items():
+                told = {"pace": paces.get((load, policy, repeat)), "counts": repeat in calm}
+                rows.append({"load": load, "policy": policy, "repeat": repeat, **run.summary["machine"], **told})
+        return rows
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every summary, simulated and live."""

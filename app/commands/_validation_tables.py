@@ -104,6 +104,14 @@ def _machine(validation: Validation) -> list[str]:
             f"machine: a reference step took {min(speeds):.2f} to {max(speeds):.2f} times as long as the profile says "
             "(nothing is corrected for it)"
         )
+    if (paces := [each["pace"] for each in validation.machine if each.get("pace")]) and validation.paced:
+        found = validation.summary
+        lines.append(
+            f"during the live runs it took {min(paces):.2f} to {max(paces):.2f} times as long as while calibrating; "
+            "simulated at each run's own pace, latencies and rates are off by "
+            f"{_share(found['paced_median_absolute_error'])} in the median, KV pages by at most "
+            f"{_share(found['paced_worst_kv_pages_error'])} (no target rests on it)"
+        )
     if shares:
         lines.append(
             f"others took {_share(min(shares))} to {_share(max(shares))} of the cores during the live runs; "

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
     from leankv.serving.errors import InputError
 
     plan = planned(command)
-    results = Results({}, {})
+    results = Results()
     try:
         _simulate(plan, results)
         _measure(plan, results)
@@ -147,6 +147,16 @@ def _simulate(plan: Plan, results: Results) -> None:
             results.simulated[load.name, policy.name] = run
             plan.folders.save_simulated(load.name, policy.name, run)
             report(number / len(cases))
+
+
+def _simulate_paced(plan: Plan, results: Results) -> None:
+    """Once more for each live run, at the pace that the machine had meanwhile."""
+    from leankv.simulator.run import simulate
+
+    policies = {policy.name: policy for policy in plan.policies}
+    for (load, name, repeat), pace in results.paces(plan.profile.usual_reference_s).items():
+        made = simulate(plan.simulation(policies[name], pace), plan.traces[load])
+        results.paced.setdefault((load, name), {})[repeat] = made
 
 
 def _measure(plan: Plan, results: Results) -> None:
@@ -202,18 +212,23 @@ def _live(plan: Plan, run: LiveRun, results: Results, report: Callable[[float], 
 
 def _measured(plan: Plan, config: LiveConfig, trace: Trace, report: Callable[[float], None]) -> Run:
     """A run with the machine's speed around it. Raises InputError where the cache fails."""
+    from leankv.backend.calibration.reference import Reference
     from leankv.backend.live_run import run_live
     from leankv.backend.neighbours import Neighbours
+    from leankv.backend.pace import PaceMeter
     from leankv.backend.step_read import CacheFault
     from leankv.serving.errors import InputError
 
     setup = plan.setup
     before, others = machine_speed(setup.loaded, plan.profile), Neighbours()
+    # A GPU's own pace is steady, and the reference would tell how fast the host launches.
+    meter = None if setup.loaded.model.device.type == "cuda" else PaceMeter(Reference(setup.loaded.model))
     try:
-        made = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means)
+        made = run_live(setup.loaded, config, trace, setup.prompts, report, setup.key_means, meter)
     except CacheFault as fault:
         raise InputError(f"--policy {config.policy.name}: the cache failed: {fault}; its run is not written") from fault
-    machine = {"others": others.share(), "before": before, "after": machine_speed(setup.loaded, plan.profile)}
+    after = machine_speed(setup.loaded, plan.profile)
+    machine = {"others": others.share(), "before": before, "after": after, "reference_s": meter and meter.reference_s()}
     return replace(made, summary={**made.summary, "machine": machine})
 
 
@@ -237,8 +252,10 @@ def _finish(plan: Plan, results: Results) -> None:
     from leankv.app.commands._validation_tables import print_validation
     from leankv.simulator.validation import save_validation, validated
 
+    _simulate_paced(plan, results)
     loads = {load.name: load.as_dict() for load in plan.loads}
-    validation = validated(_conditions(plan, results), loads, results.cases(), results.machine())
+    machine = results.machine(plan.profile.usual_reference_s)
+    validation = validated(_conditions(plan, results), loads, results.cases(), machine)
     print_validation(validation)
     try:
         if plan.command.output_dir is not None:

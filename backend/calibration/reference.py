@@ -65,7 +65,8 @@ class Reference:
 class Noise:
     """How disturbed a machine was. steps: timed; undisturbed: share of them; lost: share of the points that have no
     undisturbed step; slowest_tenth: the reference's ninth decile over its best; drift: its median in the slowest round
-    over that in the fastest; rounds: how many there were; verdict: quiet, noisy or too noisy.
+    over that in the fastest; rounds: how many there were; verdict: quiet, noisy or too noisy. usual_s: the reference's
+    median under all policies, in seconds: what a pace of 1 means.
     """
 
     steps: int
@@ -75,6 +76,7 @@ class Noise:
     drift: float
     rounds: int
     verdict: str
+    usual_s: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,10 +93,11 @@ def judged(samples: Sequence[StepSample]) -> tuple[list[StepSample], dict[str, N
     kept = kept_of([sample.reference for sample in scaled], [(sample.policy, sample.point) for sample in scaled])
     judgements = zip(scaled, kept, paces(scaled), strict=True)
     marked = [replace(sample, kept=good, pace=pace) for sample, good, pace in judgements]
+    usual_s = float(np.median([sample.reference_s for sample in samples]))
     by_policy: dict[str, list[StepSample]] = {}
     for sample in marked:
         by_policy.setdefault(sample.policy, []).append(sample)
-    return marked, {policy: noise_of(each) for policy, each in by_policy.items()}
+    return marked, {policy: noise_of(each, usual_s) for policy, each in by_policy.items()}
 
 
 def paces(samples: Sequence[StepSample]) -> list[float]:
@@ -117,7 +120,7 @@ def best_s(references_s: Sequence[float]) -> float:
     return float(np.quantile(references_s, BEST))
 
 
-def noise_of(samples: Sequence[StepSample]) -> Noise:
+def noise_of(samples: Sequence[StepSample], usual_s: float) -> Noise:
     """Of one policy's steps, whose `reference` is known."""
     references = [sample.reference for sample in samples]
     good = [reference <= LIMIT for reference in references]
@@ -129,7 +132,7 @@ def noise_of(samples: Sequence[StepSample]) -> Noise:
     medians = [float(np.median(each)) for each in rounds.values()]
     verdict = "too noisy" if lost > TOO_NOISY else "quiet" if share >= QUIET else "noisy"
     slowest = float(np.quantile(references, 0.9))
-    return Noise(len(good), share, lost, slowest, max(medians) / min(medians), len(rounds), verdict)
+    return Noise(len(good), share, lost, slowest, max(medians) / min(medians), len(rounds), verdict, usual_s)
 
 
 def kept_of(references: Sequence[float], points: Sequence[Any]) -> list[bool]:

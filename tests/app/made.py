@@ -45,7 +45,7 @@ def validation_folder(folder: Path, policies: tuple[str, ...] = ("fp16", "int8",
 
     Beside the last policy's second run others took so much of the cores that it does not count.
     """
-    results = Results({}, {})
+    results = Results()
     for load, rate in LOADS.items():
         for policy in policies:
             results.simulated[load, policy] = served(policy, rate, 0.7)
@@ -57,7 +57,7 @@ def validation_folder(folder: Path, policies: tuple[str, ...] = ("fp16", "int8",
     loads = {load: {"rate_scale": rate, "offered_rps": 4 * rate} for load, rate in LOADS.items()}
     folder.mkdir(parents=True, exist_ok=True)
     conditions = validation_conditions(policies, {load: results.repeats(load) for load in LOADS})
-    save_validation(validated(conditions, loads, results.cases(), results.machine()), folder / "validation.json")
+    save_validation(validated(conditions, loads, results.cases(), results.machine(None)), folder / "validation.json")
     return folder
 
 

@@ -171,7 +171,7 @@ def test_the_made_conditions_are_those_that_validate_writes(validation: Validati
     plan = SimpleNamespace(
         setup=setup, trace=open_trace(limit=8), policies=(), loads=(), limits=limits, profile=profile
     )
-    written = validate._conditions(plan, Results({}, {}))  # type: ignore[arg-type]
+    written = validate._conditions(plan, Results())  # type: ignore[arg-type]
     assert list(written) == list(asked)
     assert list(written["profile"]) == list(asked["profile"])
 

@@ -176,6 +176,20 @@ def test_the_made_conditions_are_those_that_validate_writes(validation: Validati
     assert list(written["profile"]) == list(asked["profile"])
 
 
+def test_what_is_left_at_each_runs_own_pace_is_told_only_where_the_pace_was_another(validation: Validation) -> None:
+    def told(pace: float | None) -> list[str]:
+        machine = [{**row, "pace": pace} for row in validation.machine]
+        found = {**validation.summary, "paced_median_absolute_error": 0.042, "paced_worst_kv_pages_error": 0.02}
+        return [
+            line
+            for line in validationwords.warnings(replace(validation, machine=machine, summary=found))
+            if "own pace" in line
+        ]
+
+    assert told(None) == told(1.0) == []
+    assert "1.40 to 1.40 times" in told(1.4)[0] and "4.2% in the median" in told(1.4)[0]
+
+
 def test_a_wrong_order_is_called_wrong(validation: Validation) -> None:
     assert "**wrong**" in validationwords.ranking({**validation.ranking[0], "holds": False})
 

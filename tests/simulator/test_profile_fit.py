@@ -204,6 +204,16 @@ def test_blocks_that_a_chunk_quantizes_are_told_apart_from_its_tokens() -> None:
     assert added == pytest.approx(ticks(128 * 9e-4), abs=1)
 
 
+@given(fits, st.floats(0.25, 4.0))
+@settings(max_examples=20, deadline=None)
+def test_a_machine_of_another_pace_takes_so_many_times_as_long_for_every_step(fit: StepFit, pace: float) -> None:
+    slower = replace(fit, move_s=1e-3, move_every=32, block_token_s=1e-4).slower(pace)
+    plain = replace(fit, move_s=1e-3, move_every=32, block_token_s=1e-4)
+    assert slower.move_every == 32 and slower.linear_tokens == plain.linear_tokens
+    for sample in (*designed("kivi", 2)[:8], *designed("kivi", 2)[-8:]):
+        assert predicted_s(slower, sample) == pytest.approx(pace * predicted_s(plain, sample))
+
+
 def test_disturbed_samples_do_not_count() -> None:
     fit = StepFit((1, 512), (0.01, 0.5), 1e-3, 1e-3, 1e-3, (1e-10, 1e-10), 1e-3, 0.0, 0.0, 1e-9, 0.0, 0.0)
     clean = timed(fit, designed("fp16", 1))

@@ -14,6 +14,7 @@ from leankv.serving.devices import device_named
 from leankv.serving.errors import InputError
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
+from leankv.serving.profile import Profile, profile_device
 from leankv.serving.runs import Run
 from leankv.simulator.config import SimulationConfig
 from leankv.simulator.run import simulate
@@ -24,12 +25,15 @@ from leankv.simulator.validation_parity import (
     METRICS,
     ParityRow,
     median_absolute_error,
+    paced_rows,
     parity_rows,
     relative_error,
 )
 from leankv.simulator.validation_residuals import residuals
 from leankv.traces.open import open_trace
 from leankv.traces.trace import Trace
+
+from .made_profile import made_profile
 
 TRACE = "poisson:rate=2,n=40,prompt=600,output=60"
 CONDITIONS = {"device": {"name": "a machine", "backend": "cpu"}, "model": "tiny"}
@@ -113,6 +117,31 @@ def test_pages_per_request_tell_memory_apart_from_latency() -> None:
     assert (slower.simulated, slower.live, slower.relative_error, slower.holds) == (100.0, 100.0, 0.0, True)
     assert row(summary(mean_kv_pages=312.0, mean_running=3.0)).holds is False
     assert row(summary(mean_kv_pages=0.0, mean_running=0.0)).simulated is None
+
+
+def test_at_its_own_pace_each_run_is_held_against_a_simulation_of_its_own() -> None:
+    """Live runs of 100, 140 and 200 ms, for which 100, 154 and 200 were simulated: the median pair is exact."""
+    pairs = [
+        (summary(mean_ttft_ms=s), summary(mean_ttft_ms=lived)) for s, lived in ((100, 100), (154, 140), (200, 200))
+    ]
+    row = paced_rows("fp16", "low", pairs)[0]
+    assert (row.metric, row.simulated, row.live, row.relative_error, row.repeats) == ("mean_ttft_ms", 154, 140, 0.0, 3)
+    assert (row.live_low, row.live_high) == (100, 200)
+    assert paced_rows("fp16", "low", []) == []
+
+
+def test_no_target_rests_on_the_pace(run: Run) -> None:
+    """Live runs as the simulator says of a machine half as fast: uncorrected all is off, at their pace nothing is."""
+    profile = made_profile("fp16")
+    slow = simulate(profiled(profile.at_pace(2.0)), trace())
+    plain = simulate(profiled(profile), trace())
+    made = validated(CONDITIONS, {"low": {}}, [Case("fp16", "low", plain, {0: slow}, {0: slow})], [])
+    assert made.summary["median_absolute_error"] > 0.1 and not made.summary["targets"][0]["holds"]
+    assert made.summary["paced_median_absolute_error"] == 0.0 and made.summary["paced_worst_kv_pages_error"] == 0.0
+
+
+def profiled(profile: Profile) -> SimulationConfig:
+    return replace(config(), model=profile.model, device=profile_device(profile), step_time="profile", profile=profile)
 
 
 def by_e2e(**values: list[float]) -> dict[str, dict[int, dict[str, Any]]]:

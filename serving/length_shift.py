@@ -1,8 +1,10 @@
 """How much longer outputs get under a policy: the same prompts, answered until the text ends by itself.
 
 D = (L_fp16 - L_policy) / L_fp16 by prompt, as in Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000):
-negative where the output grew, -0.5 where it grew by half. A prompt whose fp16 output ran into the cap has no known
-length and is left out; where the policy's did, the cap counts, so growth is understated.
+negative where the output grew, -0.5 where it grew by half. Only prompts whose fp16 output ended inside the cap are
+kept, the others' lengths are not known. That selects prompts whose fp16 answer is short, some of them by luck that the
+policy does not share: growth is overstated. Where the policy's output ran into the cap, the cap counts: growth is
+understated.
 """
 
 from __future__ import annotations
@@ -53,8 +55,10 @@ class Shift:
     """A policy's distribution of D. Intervals are 95 % (None for a single prompt): Wilson's for the share, else by a
     bootstrap over prompts.
 
-    quantiles: of D, by QUANTILES. grown_by_half: share of outputs at least half longer. mean_ratio: L_policy / L_fp16,
-    what the simulator's outputs are scaled by on average. capped: share that ran into the cap, longer in truth.
+    quantiles: of D, by QUANTILES. grown_by_half: share of outputs at least half longer. shrunk: the mirror image, the
+    share at most 2/3 as long; lengths that only vary have as many of both. total_ratio: sum of L_policy over sum of
+    L_fp16, what the simulator's outputs are scaled by on average. mean_ratio: of L_policy / L_fp16, so 1 - mean; above
+    1 where lengths only vary. capped: share that ran into the cap, longer in truth.
     """
 
     policy: str
@@ -65,6 +69,10 @@ class Shift:
     quantiles: tuple[float, ...]
     grown_by_half: float
     grown_by_half_interval: Interval | None
+    shrunk: float
+    shrunk_interval: Interval | None
+    total_ratio: float
+    total_ratio_interval: Interval | None
     mean_ratio: float
     mean_ratio_interval: Interval | None
     capped: float
@@ -96,7 +104,10 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
     """The figures of one policy's paired lengths."""
     d = lengths.shifts
     ratios = lengths.policy / lengths.baseline
-    grown = ratios >= GROWN
+    grown, shrunk = ratios >= GROWN, ratios <= 1 / GROWN
+    total_ratio = float(lengths.policy.sum() / lengths.baseline.sum())
+    # The ratio of sums, linearised in the prompts, is the mean of these.
+    parts = total_ratio + (lengths.policy - total_ratio * lengths.baseline) / lengths.baseline.mean()
     return Shift(
         policy,
         len(d),
@@ -106,6 +117,10 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
         tuple(np.quantile(d, QUANTILES).tolist()),
         float(grown.mean()),
         wilson(grown.sum(), len(d)) if len(d) > 1 else None,
+        float(shrunk.mean()),
+        wilson(shrunk.sum(), len(d)) if len(d) > 1 else None,
+        total_ratio,
+        _interval(parts),
         float(ratios.mean()),
         _interval(ratios),
         float(lengths.capped.mean()),

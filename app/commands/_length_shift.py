@@ -31,10 +31,10 @@ def measured_ratios(folder: Path, configs: Sequence[SimulationConfig]) -> dict[s
     from leankv.serving.length_shift import paired_lengths
     from leankv.serving.paired import BASELINE
     from leankv.serving.quality import load_quality
-    from leankv.simulator.length_shift import LengthShift, length_ratios
+    from leankv.simulator.length_shift import LengthShift
 
     quality = load_quality(folder)
-    found = {BASELINE: LengthShift((1.0,), "the baseline")}
+    found = {BASELINE: LengthShift((1,), (1,), "the baseline")}
     for config in configs:
         _require_model(folder, quality, config)
         for policy in config.policies or (config.policy,):
@@ -42,7 +42,8 @@ def measured_ratios(folder: Path, configs: Sequence[SimulationConfig]) -> dict[s
                 lengths = paired_lengths(quality.samples, policy.name)
                 _require_knobs(folder, quality, policy)
                 source = f"{folder}: {policy.name}"
-                found[policy.name] = length_ratios(lengths.policy.tolist(), lengths.baseline.tolist(), source)
+                pairs = tuple(lengths.policy.tolist()), tuple(lengths.baseline.tolist())
+                found[policy.name] = LengthShift(*pairs, source)
     return found
 
 
@@ -81,8 +82,8 @@ def shifted_figures(
     }
     drawn = [ratios[policy.name] for policy in members]
     return {
-        "mean_ratio": float(np.mean([each.mean for each in drawn])),
-        "samples": [len(each.ratios) for each in drawn],
+        "mean_ratio": float(np.mean([each.total_ratio for each in drawn])),
+        "samples": [each.pairs for each in drawn],
         "source": [each.source for each in drawn],
         **figures,
     }
@@ -96,7 +97,7 @@ def _summary(
     from leankv.simulator.run import simulate
 
     longer = [
-        shifted(trace, ratios[policy.name].ratios, config.seed, config.model.max_context)
+        shifted(trace, ratios[policy.name], config.seed, config.model.max_context)
         for policy in config.policies or (config.policy,)
     ]
     run = simulate_mixed(config, longer, report) if config.policies else simulate(config, longer[0], report)

@@ -28,8 +28,10 @@ Output lengths under fp16 and under every other policy, prompt by prompt, with n
   leankv lengths longer
   leankv simulate --model smollm2-135m --policy fp16 --policy leankv --length-shift quality     # what longer answers do
 
-D = (L_fp16 - L_policy) / L_fp16: -0.5 is an output that grew by half. Then the length predictor's held-out accuracy,
-beside that of plain guesses (pip install 'leankv[quality]'); routers that predict take it as --length-accuracy.
+D = (L_fp16 - L_policy) / L_fp16: -0.5 is an output that grew by half. Where lengths only vary, as many outputs grow by
+half as shrink to 2/3, and the ratio of total tokens, which simulate scales outputs by, is 1. Then the length
+predictor's held-out accuracy, beside that of plain guesses (pip install 'leankv[quality]'); routers that predict take
+it as --length-accuracy.
 """
 
 
@@ -104,13 +106,14 @@ def _print_shifts(shifts: Sequence[Shift]) -> None:
     from leankv.serving.length_shift import QUANTILES
 
     table = Table(title="D = (L_fp16 - L_policy) / L_fp16, with 95 % intervals")
-    table.add_column("policy")
+    table.add_column("policy", overflow="fold")
     for name in (
         "n",
         "mean D",
         " / ".join(f"p{100 * q:g}" for q in QUANTILES),
         "grown by half",
-        "mean ratio",
+        "shrunk to 2/3",
+        "total ratio",
         "capped",
     ):
         table.add_column(name, justify="right")
@@ -121,7 +124,8 @@ def _print_shifts(shifts: Sequence[Shift]) -> None:
             f"{each.mean:+.3f} {_bounds(each.mean_interval)}",
             " / ".join(f"{value:+.2f}" for value in each.quantiles),
             f"{100 * each.grown_by_half:.1f} % {_bounds(each.grown_by_half_interval, 100)}",
-            f"{each.mean_ratio:.3f} {_bounds(each.mean_ratio_interval)}",
+            f"{100 * each.shrunk:.1f} % {_bounds(each.shrunk_interval, 100)}",
+            f"{each.total_ratio:.3f} {_bounds(each.total_ratio_interval)}",
             f"{100 * each.capped:.0f} %",
         )
     console = wide_console()

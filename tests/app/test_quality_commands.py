@@ -61,7 +61,7 @@ def test_lengths(quality, tmp_path, capsys) -> None:
     assert main(["lengths", str(quality), "--no-predictor", "--json", str(out)]) == 0
     assert "100.0 %" in capsys.readouterr().out
     (found,) = json.loads(out.read_text())["shifts"]
-    assert found["mean_ratio"] == 2 and found["grown_by_half"] == 1 and found["n"] == 30
+    assert found["total_ratio"] == 2 and found["grown_by_half"] == 1 and found["shrunk"] == 0 and found["n"] == 30
 
 
 def changed(quality, folder, change):

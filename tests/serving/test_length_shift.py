@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,8 @@ def test_by_hand() -> None:
     found = shift("leankv", lengths)
     assert found.mean == pytest.approx(-0.5 / 3)
     assert found.grown_by_half == pytest.approx(1 / 3)
+    assert found.shrunk == pytest.approx(1 / 3)
+    assert found.total_ratio == pytest.approx(70 / 80)
     assert found.mean_ratio == pytest.approx(3.5 / 3)
     assert found.capped == pytest.approx(1 / 3)
 
@@ -55,9 +58,23 @@ def test_figures_agree(rows) -> None:
     assert found.mean == pytest.approx(1 - found.mean_ratio)
     assert len(found.quantiles) == len(QUANTILES) and list(found.quantiles) == sorted(found.quantiles)
     assert found.grown_by_half == (lengths.shifts <= -0.5).mean()
-    if found.mean_interval is not None:
-        low, high = found.mean_interval
-        assert low - 1e-9 <= found.mean <= high + 1e-9 or found.n < 20
+    assert found.shrunk == np.mean(3 * lengths.policy <= 2 * lengths.baseline)
+    assert found.total_ratio == pytest.approx(sum(lengths.policy) / sum(lengths.baseline))
+    for value, interval in ((found.mean, found.mean_interval), (found.total_ratio, found.total_ratio_interval)):
+        if interval is not None:
+            low, high = interval
+            assert low - 1e-9 <= value <= high + 1e-9 or found.n < 20
+
+
+def test_lengths_that_only_vary_grow_as_often_as_they_shrink_and_their_total_stays() -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 0.5, (400, 2)).round().astype(int).tolist()
+    both = [(*pair, True, True) for one, other in lengths for pair in ((one, other), (other, one))]
+    found = shift("leankv", paired_lengths(table(both), "leankv"))
+    assert found.grown_by_half == found.shrunk > 0.2
+    assert found.total_ratio == 1.0 and found.mean_ratio > 1.2
+    assert found.total_ratio_interval is not None
+    low, high = found.total_ratio_interval
+    assert 0.9 < low < 1.0 < high < 1.1
 
 
 def test_a_policy_that_was_not_evaluated_is_named() -> None:

@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leankv.serving.errors import InputError
-from leankv.simulator.length_shift import LengthShift, length_ratios, shifted
+from leankv.simulator.length_shift import LengthShift, shifted
 from leankv.traces.open import open_trace
 from leankv.traces.trace import Trace
 
-ratios = st.lists(st.floats(0.05, 8.0), min_size=1, max_size=30)
+tokens = st.integers(1, 800)
+shifts = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=30).map(
+    lambda pairs: LengthShift(*zip(*pairs, strict=True), "q")
+)
 
 
 def made(outputs: list[int], prompt: int = 50) -> Trace:
@@ -22,61 +25,67 @@ def made(outputs: list[int], prompt: int = 50) -> Trace:
     )
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), ratios, st.integers(0, 99))
-def test_each_output_is_scaled_by_one_of_the_ratios_and_nothing_else_changes(outputs, ratios, seed) -> None:
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), shifts, st.integers(0, 99))
+def test_each_output_is_scaled_by_one_of_the_ratios_and_nothing_else_changes(outputs, shift, seed) -> None:
     trace = made(outputs)
-    found = shifted(trace, ratios, seed)
+    found = shifted(trace, shift, seed)
+    ratios = np.array(shift.policy) / np.array(shift.uncompressed)
     for before, after in zip(outputs, found.output_tokens.tolist(), strict=True):
         assert after in {max(1, round(before * ratio)) for ratio in ratios}
     assert found.prompt_tokens.tolist() == trace.prompt_tokens.tolist()
     assert found.arrival_ps.tolist() == trace.arrival_ps.tolist()
-    assert found.output_tokens.tolist() == shifted(trace, ratios, seed).output_tokens.tolist()
+    assert found.output_tokens.tolist() == shifted(trace, shift, seed).output_tokens.tolist()
 
 
-@given(ratios, st.integers(0, 99), st.integers(60, 400))
-def test_no_output_grows_beyond_the_context(ratios, seed, context) -> None:
+@given(shifts, st.integers(0, 99), st.integers(60, 400))
+def test_no_output_grows_beyond_the_context(shift, seed, context) -> None:
     trace = made([10, 300, 500])
-    found = shifted(trace, ratios, seed, max_context=context)
+    found = shifted(trace, shift, seed, max_context=context)
     allowed = np.maximum(trace.output_tokens, context - 50)
     assert (found.output_tokens >= 1).all() and (found.output_tokens <= allowed).all()
 
 
-def test_many_outputs_grow_by_the_mean_ratio_and_every_ratio_is_drawn_as_often_as_measured() -> None:
+def test_many_outputs_grow_by_the_ratio_of_totals_and_long_answers_are_drawn_more_often() -> None:
     trace = made([1000] * 20_000)
-    found = shifted(trace, [0.5, 1.0, 1.0, 2.5], seed=3).output_tokens
-    shares = [float((found == tokens).mean()) for tokens in (500, 1000, 2500)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.015)
-    assert found.mean() == pytest.approx(1250, rel=0.02)
+    shift = LengthShift((10, 30, 150), (20, 20, 60), "q")
+    found = shifted(trace, shift, seed=3).output_tokens
+    shares = [float((found == tokens).mean()) for tokens in (500, 1500, 2500)]
+    assert shares == pytest.approx([0.2, 0.2, 0.6], abs=0.015)
+    assert found.mean() == pytest.approx(1000 * shift.total_ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lengths_that_are_only_exchanged_do_not_grow(seed: int) -> None:
+    """Both lengths of a prompt drawn alike: the mean of ratios is 1.28, and yet as many tokens are served."""
+    plain, policy = np.random.default_rng(seed).lognormal(5.0, 0.5, (2, 4000)).round().astype(int)
+    shift = LengthShift((*policy.tolist(), *plain.tolist()), (*plain.tolist(), *policy.tolist()), "q")
+    assert shift.total_ratio == 1.0
+    assert np.mean(np.array(shift.policy) / np.array(shift.uncompressed)) > 1.25
+    trace = made(np.random.default_rng(seed).integers(1, 800, 20_000).tolist())
+    found = shifted(trace, shift, seed)
+    assert found.output_tokens.mean() == pytest.approx(trace.output_tokens.mean(), rel=0.03)
+    assert (found.output_tokens == shifted(trace, shift, seed).output_tokens).all()
 
 
 def test_policies_share_their_luck() -> None:
-    """Where one policy's ratios are all twice another's, so is every request's output."""
+    """Where one policy's answers are all twice as long as another's, so is every request's output."""
     trace = made([1000] * 200)
-    one, other = (shifted(trace, ratios, seed=1).output_tokens for ratios in ([1.0, 1.2, 1.4], [2.8, 2.0, 2.4]))
-    assert (other == 2 * one).all()
-    assert (shifted(trace, [1.0, 1.2, 1.4], seed=2).output_tokens != one).any()
+    plain = (10, 15, 20)
+    one, other = (shifted(trace, LengthShift(policy, plain, "q"), 1) for policy in ((10, 18, 28), (20, 36, 56)))
+    assert (other.output_tokens == 2 * one.output_tokens).all()
+    again = shifted(trace, LengthShift((10, 18, 28), plain, "q"), seed=2)
+    assert (again.output_tokens != one.output_tokens).any()
 
 
 def test_the_step_is_in_the_provenance() -> None:
-    found = shifted(open_trace("poisson:rate=2,n=5,prompt=10,output=9"), [1.5], seed=0)
-    assert found.provenance["steps"][-1] == "length_shift(5 outputs by 1 ratios of mean 1.5, seed=0)"
-
-
-def test_ratios_come_from_pairs_of_lengths() -> None:
-    assert length_ratios([20, 30], [10, 60], "quality.json").ratios == (2.0, 0.5)
-    assert LengthShift((2.0, 0.5), "quality.json").mean == 1.25
+    found = shifted(open_trace("poisson:rate=2,n=5,prompt=10,output=9"), LengthShift((3,), (2,), "q"), seed=0)
+    assert found.provenance["steps"][-1] == "length_shift(5 outputs by 1 pairs of total ratio 1.5, seed=0)"
 
 
 @pytest.mark.parametrize(
-    ("call", "word"),
-    [
-        (lambda: LengthShift((), "q"), "no output lengths"),
-        (lambda: LengthShift((1.0, 0.0), "q"), "positive"),
-        (lambda: LengthShift((float("nan"),), "q"), "positive"),
-        (lambda: length_ratios([1, 2], [1], "q"), "same samples"),
-        (lambda: length_ratios([1, 0], [1, 1], "q"), "no tokens"),
-    ],
+    ("policy", "uncompressed", "word"),
+    [((), (), "no output lengths"), ((1, 2), (1,), "same samples"), ((1, 0), (1, 1), "no tokens")],
 )
-def test_what_is_no_ratio_is_one_line(call, word) -> None:
+def test_what_is_no_pair_is_one_line(policy, uncompressed, word) -> None:
     with pytest.raises(InputError, match=word):
-        call()
+        LengthShift(policy, uncompressed, "q")

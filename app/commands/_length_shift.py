@@ -15,11 +15,20 @@ from leankv.serving.errors import InputError
 if TYPE_CHECKING:
     from leankv.serving.policies.base import Policy
     from leankv.serving.quality import Quality
+    from leankv.serving.runs import Run
     from leankv.simulator.config import SimulationConfig
     from leankv.simulator.length_shift import LengthShift
     from leankv.traces.trace import Trace
 
-FIGURES = ("mean_e2el_ms", "output_throughput", "request_throughput", "request_goodput", "rejected", "stable")
+FIGURES = (
+    "output_ratio",
+    "mean_e2el_ms",
+    "output_throughput",
+    "request_throughput",
+    "request_goodput",
+    "rejected",
+    "stable",
+)
 
 
 def measured_ratios(folder: Path, configs: Sequence[SimulationConfig]) -> dict[str, LengthShift]:
@@ -67,29 +76,36 @@ def _require_knobs(folder: Path, quality: Quality, policy: Policy) -> None:
 def shifted_figures(
     configs: Mapping[int, SimulationConfig], traces: Mapping[int, Trace], ratios: Mapping[str, LengthShift]
 ) -> dict[str, Any]:
-    """One policy's figures with longer outputs: means over the seeds; `mean_ratio` is that of the ratios drawn from."""
+    """One policy's figures with longer outputs: means over the seeds.
+
+    output_ratio: tokens served over the trace's for the same requests, so that of several policies each counts as much
+    as the router gave it. measured: by lossy policy, the prompts that its ratios come from, and the ratio over them.
+    """
     summaries = []
     for seed, config in configs.items():
         with progress_bar(f"{config.policy_name}, outputs as measured") as report:
-            summaries.append(_summary(config, traces[seed], ratios, report))
-    first = next(iter(configs.values()))
-    members = first.policies or (first.policy,)
+            summaries.append(_figures(config, traces[seed], ratios, report))
     figures = {
         name: all(each[name] for each in summaries)
         if name == "stable"
         else float(np.mean([each[name] for each in summaries]))
         for name in FIGURES
     }
-    drawn = [ratios[policy.name] for policy in members]
+    return {**figures, "measured": _measured(next(iter(configs.values())), ratios)}
+
+
+def _measured(config: SimulationConfig, ratios: Mapping[str, LengthShift]) -> dict[str, Any]:
+    from leankv.serving.paired import BASELINE
+
+    names = [policy.name for policy in config.policies or (config.policy,) if policy.name != BASELINE]
+    found = {name: ratios[name] for name in names}
     return {
-        "mean_ratio": float(np.mean([each.total_ratio for each in drawn])),
-        "samples": [each.pairs for each in drawn],
-        "source": [each.source for each in drawn],
-        **figures,
+        name: {"pairs": each.pairs, "total_ratio": each.total_ratio, "source": each.source}
+        for name, each in found.items()
     }
 
 
-def _summary(
+def _figures(
     config: SimulationConfig, trace: Trace, ratios: Mapping[str, LengthShift], report: Any
 ) -> Mapping[str, Any]:
     from leankv.simulator.length_shift import shifted
@@ -101,4 +117,11 @@ def _summary(
         for policy in config.policies or (config.policy,)
     ]
     run = simulate_mixed(config, longer, report) if config.policies else simulate(config, longer[0], report)
-    return run.summary
+    return {**run.summary, "output_ratio": _output_ratio(run, trace)}
+
+
+def _output_ratio(run: Run, trace: Trace) -> float:
+    """Of the requests that finished."""
+    finished = run.requests["status"].to_numpy(zero_copy_only=False) == "finished"
+    served = run.requests["output_tokens"].to_numpy()[finished].sum(dtype=np.int64)
+    return float(served / trace.output_tokens[finished].sum(dtype=np.int64))

@@ -112,9 +112,16 @@ def _shifted(key: str, digits: int = 1) -> Figure:
     return shown
 
 
+def _prompt_pairs(summary: Mapping[str, Any]) -> str:
+    """Prompts behind the measured ratios, by lossy policy."""
+    measured = (summary.get(SHIFTED) or {}).get("measured") or {}
+    return " + ".join(f"{each['pairs']:,}" for each in measured.values()) or "-"
+
+
 SHIFTED_ROWS: tuple[tuple[str, Figure], ...] = (
     ("with outputs as long as measured", lambda summary: ""),
-    ("  output length over fp16's, mean", _shifted("mean_ratio", 3)),
+    ("  output tokens served, over the trace's", _shifted("output_ratio", 3)),
+    ("  prompts that both lengths were measured on", _prompt_pairs),
     ("  E2EL ms, mean", _shifted("mean_e2el_ms")),
     ("  output tokens/s", _shifted("output_throughput")),
     ("  requests/s", _shifted("request_throughput", 2)),

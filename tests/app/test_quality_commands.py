@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -121,10 +122,27 @@ def test_simulate_with_and_without(quality, tmp_path) -> None:
         summaries[name] = {run["policy"]: run["summary"] for run in runs}
     shifts = {policy: summary.pop("with_length_shift") for policy, summary in summaries["with"].items()}
     assert summaries["with"] == summaries["without"]
-    assert [shifts[name]["mean_ratio"] for name in ("fp16", "leankv", "fp16+leankv")] == [1.0, 2.0, 1.5]
+    assert [shifts[name]["output_ratio"] for name in ("fp16", "leankv", "fp16+leankv")] == [1.0, 2.0, 1.5]
+    assert [list(shifts[name]["measured"]) for name in ("fp16", "leankv", "fp16+leankv")] == [
+        [],
+        ["leankv"],
+        ["leankv"],
+    ]
+    assert shifts["leankv"]["measured"]["leankv"] == {"pairs": 30, "total_ratio": 2.0, "source": f"{quality}: leankv"}
     assert shifts["fp16"]["mean_e2el_ms"] == summaries["without"]["fp16"]["mean_e2el_ms"]
     doubled = shifts["leankv"]["mean_e2el_ms"] / summaries["without"]["leankv"]["mean_e2el_ms"]
     assert 1.7 < doubled < 2.3
+
+
+def test_the_ratio_of_a_mix_is_of_what_its_router_served(quality, tmp_path, capsys) -> None:
+    """Predicted lengths send more to fp16, whose answers are half as long: fewer tokens than taking turns."""
+    out = tmp_path / "out.json"
+    command = ["simulate", "--trace", "gamma:rate=5,n=50,prompt=constant:100,output=constant:40", "--replicas", "2"]
+    more = ["--policy", "fp16+leankv", "--router", "predicted-length", "--length-accuracy", "1"]
+    assert main([*command, *MODEL, *more, "--length-shift", str(quality), "--json", str(out)]) == 0
+    assert re.search(r"prompts that both lengths were measured on +│ +30 │", capsys.readouterr().out)
+    summary = json.loads(out.read_text())["runs"][0]["summary"]["with_length_shift"]
+    assert 1.0 <= summary["output_ratio"] < 1.4
 
 
 def test_a_policy_without_lengths_is_named(quality, capsys) -> None:

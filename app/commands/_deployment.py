@@ -19,6 +19,7 @@ Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=""
 Source = Annotated[Literal["roofline", "silicon", "profile"] | None, tyro.conf.arg(help_behavior_hint="")]
 Gib = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 Milliseconds = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Share = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 Policies = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Slo = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METRIC:MS", help_behavior_hint="")]
 
@@ -49,8 +50,9 @@ class Serving:
     router: str = "round-robin"
     """round-robin, random, least-outstanding-tokens, least-kv-use, or by prediction: predicted-throughput,
     predicted-length, predicted-both."""
-    length_accuracy: float = 0.92
-    """Of routers that predict output lengths: 1 minus the mean relative error."""
+    length_accuracy: Share = None
+    """Of routers that predict output lengths: 1 minus the mean relative error. Default: with simulate --length-shift
+    as measured there, else 0.92."""
     throughput_accuracy: float = 0.87
     """Of routers that predict throughput: 1 minus the mean relative error."""
     max_num_seqs: Count = None
@@ -92,7 +94,7 @@ class Deployment(Serving):
         from leankv.serving.policies.registry import policy_named
         from leankv.serving.profile import load_profile
         from leankv.simulator.config import SimulationConfig
-        from leankv.simulator.forecast import Accuracy
+        from leankv.simulator.forecast import LENGTH_ACCURACY, Accuracy
 
         if self.kv_memory_gib is not None and not self.kv_memory_gib > 0:
             raise InputError(f"--kv-memory-gib {self.kv_memory_gib:g} is no size; give a number above 0")
@@ -103,6 +105,7 @@ class Deployment(Serving):
         model, device, slo = self._model(profile), self._device(profile), parse_slo(self.slo)
         measured = profile.settings if profile else {}
         pool = int(self.kv_memory_gib * GIB) if self.kv_memory_gib else measured.get("kv_memory_bytes")
+        length_accuracy = LENGTH_ACCURACY if self.length_accuracy is None else self.length_accuracy
         kinds = [tuple(policy_named(part) for part in name.split("+")) for name in names]
         return [
             SimulationConfig(
@@ -126,7 +129,7 @@ class Deployment(Serving):
                 prefix_caching=self.prefix_caching,
                 slo=slo,
                 seed=seed,
-                accuracy=Accuracy(self.length_accuracy, self.throughput_accuracy),
+                accuracy=Accuracy(length_accuracy, self.throughput_accuracy),
             )
             for policies in kinds
         ]

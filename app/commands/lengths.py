@@ -30,8 +30,8 @@ Output lengths under fp16 and under every other policy, prompt by prompt, with n
 
 D = (L_fp16 - L_policy) / L_fp16: -0.5 is an output that grew by half. Where lengths only vary, as many outputs grow by
 half as shrink to 2/3, and the ratio of total tokens, which simulate scales outputs by, is 1. Then the length
-predictor's held-out accuracy, beside that of plain guesses (pip install 'leankv[quality]'); routers that predict take
-it as --length-accuracy.
+predictor's held-out accuracy, beside that of plain guesses (pip install 'leankv[quality]'); with simulate
+--length-shift, routers that predict are as accurate as the best of these.
 """
 
 

@@ -45,7 +45,8 @@ class Simulate:
     json: File = None
     """Write every summary to this file."""
     length_shift: File = None
-    """An evaluation of this model: simulate each policy once more with outputs as much longer as measured there."""
+    """An evaluation of this model: simulate each policy once more with outputs as much longer as measured there.
+    Routers that predict lengths do so as well as could be learned from its prompts, where those are at least 20."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
     traces = _traces(command)
     _require_fit(configs[command.trace.seed])
     ratios = _ratios(command, configs[command.trace.seed])
+    configs = _as_predicted(command, configs)
     results: list[Result] = []
     try:
         for index in range(len(configs[command.trace.seed])):
@@ -88,6 +90,21 @@ def _ratios(command: Simulate, configs: Sequence[SimulationConfig]) -> Mapping[s
     from leankv.app.commands._length_shift import measured_ratios
 
     return measured_ratios(command.length_shift, configs)
+
+
+def _as_predicted(command: Simulate, configs: dict[int, list[SimulationConfig]]) -> dict[int, list[SimulationConfig]]:
+    """By seed; routers predict lengths as well as it was measured where a shift was."""
+    if command.length_shift is None:
+        return configs
+    from leankv.app.commands._length_accuracy import length_accuracy
+
+    length = length_accuracy(command.length_shift, command.deployment.router, command.deployment.length_accuracy)
+    if length is None:
+        return configs
+    return {
+        seed: [replace(config, accuracy=replace(config.accuracy, length=length)) for config in each]
+        for seed, each in configs.items()
+    }
 
 
 def _check_outputs(command: Simulate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from dataclasses import replace
@@ -143,6 +144,53 @@ def test_the_ratio_of_a_mix_is_of_what_its_router_served(quality, tmp_path, caps
     assert re.search(r"prompts that both lengths were measured on +│ +30 │", capsys.readouterr().out)
     summary = json.loads(out.read_text())["runs"][0]["summary"]["with_length_shift"]
     assert 1.0 <= summary["output_ratio"] < 1.4
+
+
+def routed(folder, out, *more: str) -> float:
+    """The length accuracy of a simulation with a router that predicts."""
+    command = [*SMALL, *MODEL, "--policy", "fp16", "--replicas", "2", "--router", "predicted-length", *more]
+    assert main([*command, "--length-shift", str(folder), "--output-dir", str(out)]) == 0
+    return json.loads((out / "fp16" / "config.json").read_text())["config"]["accuracy"]["length"]
+
+
+def test_routers_predict_lengths_as_well_as_was_measured(quality, tmp_path, capsys) -> None:
+    pytest.importorskip("sklearn")
+    from leankv.backend.evaluation.length_predictor import evaluate_predictor
+
+    measured = evaluate_predictor(load_quality(quality).samples)
+    found = routed(quality, tmp_path / "measured")
+    assert found == max(measured.accuracy, measured.median, measured.median_by_kind) != 0.92
+    assert f"length accuracy {found:.3f}, that of the forest, held out on 30 prompts" in capsys.readouterr().out
+    assert routed(quality, tmp_path / "given", "--length-accuracy", "0.8") == 0.8
+    assert "length accuracy 0.8, as given" in capsys.readouterr().out
+
+
+def test_without_a_measured_accuracy_the_default_is_used_and_told(quality, tmp_path, monkeypatch, capsys) -> None:
+    few = changed(quality, tmp_path / "few", lambda rows: [row for row in rows if row["sample_id"] < "sums-012"])
+    assert routed(few, tmp_path / "too-few") == 0.92
+    assert re.search("length accuracy 0.92, the default; .*12 prompts", capsys.readouterr().out)
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    assert routed(quality, tmp_path / "no-forest") == 0.92
+    assert re.search("length accuracy 0.92, the default; .*needs scikit-learn", capsys.readouterr().out)
+
+
+def test_routers_that_predict_nothing_need_no_accuracy(quality, capsys) -> None:
+    assert main([*SMALL, *MODEL, "--policy", "fp16", "--length-shift", str(quality)]) == 0
+    assert "length accuracy" not in capsys.readouterr().out
+
+
+def test_lengths_that_nobody_can_predict_are_refused(quality, tmp_path, capsys) -> None:
+    """One token or 500, by chance: every guess is wrong by more than the whole length."""
+    pytest.importorskip("sklearn")
+
+    def by_chance(rows):
+        draw = random.Random(0)
+        return [{**row, "output_tokens": draw.choice((1, 500))} for row in rows]
+
+    folder = changed(quality, tmp_path / "chance", by_chance)
+    command = [*SMALL, *MODEL, "--policy", "fp16", "--replicas", "2", "--router", "predicted-both"]
+    assert main([*command, "--length-shift", str(folder)]) == 2
+    assert "tells a router nothing; give --length-accuracy" in capsys.readouterr().err
 
 
 def test_a_policy_without_lengths_is_named(quality, capsys) -> None:

@@ -10,6 +10,7 @@ understated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from leankv.serving.errors import InputError, unknown_name
 from leankv.serving.paired import BASELINE
 from leankv.serving.proportions import Interval, wilson
 from leankv.serving.quality_scores import GROWN, Lengths, known_pairs, lengths_of, of_policy
+from leankv.serving.sample_bootstrap import expanded_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
 TASK = "answers"
 Floats = npt.NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-RESAMPLES = 2000
-PERCENTS = (2.5, 97.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class PairedLengths:
 
 @dataclass(frozen=True)
 class Shift:
-    """A policy's distribution of D. Intervals are 95 % (None for a single prompt): Wilson's for the share, else by a
-    bootstrap over prompts.
+    """A policy's distribution of D. Intervals are 95 % (None for a single prompt): Wilson's for the share, else by
+    `sample_bootstrap`, of no width where every prompt has the same ratio.
 
     quantiles: of D, by QUANTILES. grown_by_half: share of outputs at least half longer. shrunk: the mirror image, the
     share at most 2/3 as long; lengths that only vary have as many of both. total_ratio: sum of L_policy over sum of
@@ -105,24 +105,23 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
     d = lengths.shifts
     ratios = lengths.policy / lengths.baseline
     grown, shrunk = ratios >= GROWN, ratios <= 1 / GROWN
-    total_ratio = float(lengths.policy.sum() / lengths.baseline.sum())
-    # The ratio of sums, linearised in the prompts, is the mean of these.
-    parts = total_ratio + (lengths.policy - total_ratio * lengths.baseline) / lengths.baseline.mean()
+    interval = _interval(ratios, np.ones(len(d)))
     return Shift(
         policy,
         len(d),
         lengths.left_out,
         float(d.mean()),
-        _interval(d),
+        # The mean of D is 1 less the mean ratio.
+        None if interval is None else (1 - interval[1], 1 - interval[0]),
         tuple(np.quantile(d, QUANTILES).tolist()),
         float(grown.mean()),
         wilson(grown.sum(), len(d)) if len(d) > 1 else None,
         float(shrunk.mean()),
         wilson(shrunk.sum(), len(d)) if len(d) > 1 else None,
-        total_ratio,
-        _interval(parts),
+        float(lengths.policy.sum() / lengths.baseline.sum()),
+        _interval(lengths.policy, lengths.baseline),
         float(ratios.mean()),
-        _interval(ratios),
+        interval,
         float(lengths.capped.mean()),
     )
 
@@ -139,10 +138,10 @@ def _answered(samples: pa.Table) -> list[str]:
     return list(dict.fromkeys(policy for policy, task in rows if task == TASK))
 
 
-def _interval(values: Floats) -> Interval | None:
-    """Of the mean."""
-    if len(values) < 2:
+def _interval(above: Floats, below: Floats) -> Interval | None:
+    """Of a ratio of sums of what is positive."""
+    n = len(above)
+    if n < 2:
         return None
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), PERCENTS)
-    return float(low), float(high)
+    low, high = expanded_interval(lambda drawn: np.log(drawn @ above / (drawn @ below)), n)
+    return exp(low), exp(high)

@@ -1,14 +1,14 @@
 """From samples to scores: means with their intervals, and paired differences to the baseline.
 
 A sample is a window of text, a needle, a question. Intervals are 95 % ones: those of `proportions` for shares, else by
-a bootstrap over samples. A difference is taken sample by sample: what makes a sample hard leaves it.
+`sample_bootstrap`'s. A difference is taken sample by sample: what makes a sample hard leaves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from math import exp, expm1, inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,14 +16,13 @@ import numpy.typing as npt
 
 from leankv.serving.paired import BASELINE
 from leankv.serving.proportions import Interval, paired_difference, wilson
+from leankv.serving.sample_bootstrap import expanded_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
 Lengths = Mapping[str, tuple[int, bool]]
-RESAMPLES = 2000
-PERCENTS = (2.5, 97.5)
 GROWN = 1.5
 """An output has grown by half when it is this much longer than the baseline's of the same prompt."""
 
@@ -34,7 +33,7 @@ class Metric:
 
     value: "mean" of a column, "share" of ones in a column of 0 and 1, or "perplexity" from log-probabilities. better:
     which way answers improve. difference: to the baseline, "absolute" in the metric's unit, or "relative" (0.02: 2 %
-    more).
+    more). least, most: what the value can be.
     """
 
     task: str
@@ -42,16 +41,18 @@ class Metric:
     value: Literal["mean", "share", "perplexity"] = "mean"
     better: Literal["higher", "lower"] = "higher"
     difference: Literal["absolute", "relative"] = "absolute"
+    least: float = -inf
+    most: float = inf
 
 
 METRICS: Mapping[str, Metric] = {
     "perplexity": Metric("perplexity", "log_probability_nats", "perplexity", "lower", "relative"),
-    "agreement": Metric("perplexity", "agreement"),
-    "kl_nats": Metric("perplexity", "kl_nats", better="lower"),
+    "agreement": Metric("perplexity", "agreement", least=0, most=1),
+    "kl_nats": Metric("perplexity", "kl_nats", better="lower", least=0),
     "needle": Metric("needle", "score", "share"),
-    "needle_log_probability_nats": Metric("needle", "log_probability_nats"),
+    "needle_log_probability_nats": Metric("needle", "log_probability_nats", most=0),
     "choice": Metric("choice", "score", "share"),
-    "choice_log_probability_nats": Metric("choice", "log_probability_nats"),
+    "choice_log_probability_nats": Metric("choice", "log_probability_nats", most=0),
     "choice_agreement": Metric("choice", "agreement", "share"),
     "answers": Metric("answers", "score", "share"),
 }
@@ -197,7 +198,11 @@ def _interval(metric: Metric, values: Floats) -> Interval | None:
         return None
     if metric.value == "share":
         return wilson(values.sum(), len(values))
-    return _middle(_resampled(metric, values, _draws(len(values))))
+    if metric.value == "perplexity":
+        low, high = expanded_interval(lambda drawn: np.log(_resampled(metric, values, drawn)), len(values))
+        return exp(low), exp(high)
+    low, high = expanded_interval(lambda drawn: _resampled(metric, values, drawn), len(values))
+    return max(metric.least, low), min(metric.most, high)
 
 
 def _difference(metric: Metric, mine: Floats, theirs: Floats) -> tuple[float, Interval | None]:
@@ -210,15 +215,7 @@ def _difference(metric: Metric, mine: Floats, theirs: Floats) -> tuple[float, In
         return whole, None
     if metric.value == "share":
         return whole, paired_difference(mine[:, 0], theirs[:, 0])
-    return whole, _middle(between(_draws(len(mine))))
-
-
-def _middle(resampled: Floats) -> Interval:
-    low, high = np.percentile(resampled, PERCENTS)
-    return float(low), float(high)
-
-
-@cache
-def _draws(n: int) -> Floats:
-    """float64 [RESAMPLES, n]; the same for every policy, so that paired figures share the draw."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    if metric.difference == "relative":
+        low, high = expanded_interval(lambda drawn: np.log1p(between(drawn)), len(mine))
+        return whole, (expm1(low), expm1(high))
+    return whole, expanded_interval(between, len(mine))

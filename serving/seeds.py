@@ -8,13 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from leankv.serving.student_t import t_975
+
 LISTED_REJECTIONS = 100
-# Student's t at 97.5 % for 1 to 30 degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 def over_seeds(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -37,8 +33,7 @@ def over_seeds(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def mean_interval(values: Sequence[float]) -> list[float]:
     """[low, high] of the mean of two or more independent values, 95 %, by Student's t."""
     n = len(values)
-    t = T_975[n - 2] if n - 1 <= len(T_975) else 1.96 + 2.5 / (n - 1)
-    mean, half = float(np.mean(values)), t * float(np.std(values, ddof=1)) / np.sqrt(n)
+    mean, half = float(np.mean(values)), t_975(n - 1) * float(np.std(values, ddof=1)) / np.sqrt(n)
     return [mean - half, mean + half]
 
 

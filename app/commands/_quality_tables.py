@@ -29,7 +29,8 @@ def print_quality(quality: Quality) -> None:
     for columns in (_text_columns(), (*_task_columns(), ("negative", _negatives(quality)))):
         _print(console, quality, columns)
     console.print(
-        "\\[ ]: 95 %, of shares Wilson's, else a bootstrap over samples; differences are to fp16 on the same samples. "
+        "\\[ ]: 95 %, of shares Wilson's, else a bootstrap over samples, expanded where they are few; differences are "
+        "to fp16 on the same samples. "
         "Lengths are of prompts whose fp16 answer was not cut off; the others are left out. Ratios: FP16 bytes over "
         "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end. Negative: "
         f"samples that fp16 answers at least as well as usual, and the policy more than {THETA:.0%} worse than fp16."

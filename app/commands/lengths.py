@@ -130,6 +130,10 @@ def _print_shifts(shifts: Sequence[Shift]) -> None:
         )
     console = wide_console()
     console.print(table)
+    console.print(
+        "\\[ ] of means: bootstrap over prompts, expanded for few; no width where all prompts have one ratio. "
+        "Outputs that ran into the cap are longer in truth, so growth is understated."
+    )
     left_out = max((each.left_out for each in shifts), default=0)
     if left_out:
         console.print(f"{left_out} prompts left out: their fp16 output ran into the cap, so its length is not known")

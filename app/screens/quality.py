@@ -34,7 +34,7 @@ FORMATS = {
 HELP = {
     "Compression, physical": "Whole pages: scales, scores, positions, slack and half-empty pages too.",
     "Against fp16 (%)": "Perplexity against fp16's on the same windows; 0 loses nothing.",
-    "95 % interval": "Paired bootstrap over windows.",
+    "95 % interval": "Paired bootstrap over the policy's windows, expanded where they are few.",
     "Agreement (%)": "Share of tokens whose likeliest next token is fp16's.",
     "KL (nats)": "Mean divergence of the next token's distribution from fp16's.",
     "Grown by half (%)": "Share of answers at least half longer than under fp16, with natural stopping; "

@@ -29,12 +29,11 @@ from leankv.serving.paired import BASELINE
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.runs import config_hash
+from leankv.serving.sample_bootstrap import KIND, expanded_interval_of_mean
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[float], None]
 Measure = Callable[[Policy, Point], Trial]
-RESAMPLES = 2000
-PERCENTS = (2.5, 97.5)
 BATCH = 16
 """Windows that are scored together; a decode step costs nearly the same for more."""
 JOURNAL = "tune-journal.jsonl"
@@ -65,8 +64,8 @@ def knobs_of(spec: str) -> Knobs:
 class Meter:
     """Scores policies on fixed windows against fp16, which is scored first.
 
-    items: forced windows, all with as many scored tokens. means: float32 [layers, kv_heads, head_dim], for policies
-    that centre keys. Raises InputError for windows longer than the model reads.
+    items: two or more forced windows, all with as many scored tokens. means: float32 [layers, kv_heads, head_dim], for
+    policies that centre keys. Raises InputError for windows longer than the model reads.
     """
 
     def __init__(self, loaded: Loaded, items: Sequence[Item], means: Tensor | None, policies: Sequence[Policy]) -> None:
@@ -86,9 +85,9 @@ class Meter:
         nats, plain, payload, pages = self._nats(policy)
         # Differences of whole windows are resampled, so that a window's own difficulty is in neither.
         rises = (nats - self._baseline) / self._scored
-        drawn = np.random.default_rng(0).integers(0, len(rises), (RESAMPLES, len(rises)))
-        low, high = np.expm1(np.percentile(rises[drawn].mean(axis=1), PERCENTS))
-        return Trial(point, float(np.expm1(rises.mean())), (float(low), float(high)), plain / payload, plain / pages)
+        low, high = expanded_interval_of_mean(rises)
+        interval = float(np.expm1(low)), float(np.expm1(high))
+        return Trial(point, float(np.expm1(rises.mean())), interval, plain / payload, plain / pages)
 
     def _nats(self, policy: Policy) -> tuple[Floats, int, int, int]:
         """Negative log-probability of each window, and its bytes in FP16, in payload and in pages, summed."""
@@ -109,7 +108,8 @@ class Trials:
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = None if folder is None else folder / JOURNAL
-        self._settings = config_hash(settings)
+        # A trial keeps its interval, not its windows: intervals of different kinds must not be told as one.
+        self._settings = config_hash({**settings, "intervals": KIND})
         self._known: dict[str, Trial] = {}
         if self._path is not None and self._path.is_file():
             self._read(self._path)

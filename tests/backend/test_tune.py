@@ -145,6 +145,16 @@ def test_a_model_with_other_weights_is_measured_anew(tmp_path) -> None:
     assert asked("a", changed, other) == other
 
 
+def test_a_trial_with_another_kind_of_interval_is_measured_anew(tmp_path, monkeypatch) -> None:
+    """A search that was cut off before intervals were expanded for few windows does not tell both kinds as one."""
+    one, other = (Trial((0, 1), 0.01, interval, 3.0, 2.0) for interval in ((0.0, 0.02), (-0.01, 0.03)))
+    policy = policy_named("leankv")
+    monkeypatch.setattr("leankv.backend.evaluation.tune.KIND", "plain percentiles")
+    assert Trials(tmp_path, {"model": "tiny"}).get(policy, lambda: one) == one
+    monkeypatch.undo()
+    assert Trials(tmp_path, {"model": "tiny"}).get(policy, lambda: other) == other
+
+
 @pytest.mark.parametrize("flags", [["--windows", "1"], ["--prefix", "3"], ["--max-loss", "0"], ["--policy", "fp8"]])
 def test_bad_input_is_told(flags, capsys) -> None:
     assert main(["tune", *flags]) == 2

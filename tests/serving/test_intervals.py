@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from leankv.serving import bootstrap
 from leankv.serving.metrics import summarise
 from leankv.serving.paired import paired_difference
-from leankv.serving.seeds import T_975, mean_interval, over_seeds
+from leankv.serving.seeds import mean_interval, over_seeds
+from leankv.serving.student_t import T_975
 
 SLO = {"ttft": 500.0}
 

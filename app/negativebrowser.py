@@ -30,7 +30,8 @@ def negative_browser(quality: Quality) -> None:
     st.header(
         "Negative samples",
         anchor=False,
-        help="Samples that fp16 does well on, and on which every policy of the set loses at least theta of its score. "
+        help="Samples that fp16 does well on (it scores above 0, and as the switch says), and on which every policy of "
+        "the set loses at least theta of its score. "
         "A mean can look fine while such samples exist (Rethinking KV Cache Compression, MLSys 2025).",
     )
     wide, left, right = st.columns([3, 2, 2], vertical_alignment="bottom")
@@ -58,25 +59,31 @@ def negative_browser(quality: Quality) -> None:
 
 def _browse(found: list[NegativeSample], policies: int, together: list[Count]) -> None:
     """together: of the whole set at this theta, a count a task."""
+    benign = sum(count.benign for count in together)
     if not found:
-        _none(sum(count.benign for count in together))
+        _none(benign, sum(count.samples for count in together))
         return
     whole = not any(count.left_out for count in together)
     every = (
         "under it" if policies == 1 else f"under all {policies} policies" if whole else "under all that were given it"
     )
-    st.markdown(f"**{len(found)} {'sample fails' if len(found) == 1 else 'samples fail'} {every}.**")
+    lost = f"{len(found)} of {benign} samples that fp16 does well on {'fails' if len(found) == 1 else 'fail'}"
+    st.markdown(f"**{lost} {every}.**")
     named = {f"{sample.task} {sample.sample_id}": sample for sample in found}
     name = st.selectbox("Sample", list(named), key="sample", bind="query-params")
     _sample(named.get(name or "") or found[0])
 
 
-def _none(benign: int) -> None:
+def _none(benign: int, samples: int) -> None:
     if benign:
         st.success(
             f"None of the {benign} samples that fp16 does well on is lost by every policy of the set at this theta. "
             "Take policies away: what does one alone lose?",
             icon=":material/check_circle:",
+        )
+    elif samples:
+        st.info(
+            f"fp16 scores 0 on all {samples} samples: none is left that a policy could lose.", icon=":material/info:"
         )
     else:
         st.info(

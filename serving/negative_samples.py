@@ -2,7 +2,8 @@
 
 The negative-sample evaluator of Rethinking KV Cache Compression (MLSys 2025, arXiv 2503.24000): a sample
 is benign if the baseline's score on it is at least its mean over the task, and negative if besides every policy's
-score is below (1 - theta) of the baseline's. Departure: the median may take the mean's place.
+score is below (1 - theta) of the baseline's. Departures: the median may take the mean's place, and a sample that the
+baseline scores 0 on is never benign, as every one would be of a task that it gets all wrong.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class _Scores:
     left_out: tuple[str, ...]
 
     def benign(self, by: Benign) -> npt.NDArray[np.bool_]:
-        """Where the baseline does at least as well as it usually does."""
+        """Where the baseline does at least as well as it usually does, and better than 0."""
         usual = np.median(self.baseline) if by == "median" else self.baseline.mean()
-        found: npt.NDArray[np.bool_] = self.baseline >= usual
+        found: npt.NDArray[np.bool_] = (self.baseline >= usual) & (self.baseline > 0)
         return found
 
     def negative(self, theta: float, by: Benign) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def print_quality(quality: Quality) -> None:
         "to fp16 on the same samples. "
         "Lengths are of prompts whose fp16 answer was not cut off; the others are left out. Ratios: FP16 bytes over "
         "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end. Negative: "
-        f"samples that fp16 answers at least as well as usual, and the policy more than {THETA:.0%} worse than fp16."
+        "of the policy's samples that fp16 scores above 0 and at least as well as usual, those on which the policy is "
+        f"more than {THETA:.0%} worse than fp16."
     )
 
 
@@ -108,13 +110,18 @@ def _lengths(name: str, form: str) -> Cell:
 
 
 def _negatives(quality: Quality) -> Cell:
-    """Negative samples of each policy alone, over all tasks."""
+    """Negative samples of each policy alone, over all tasks that it was given, of those benign."""
     others = [name for name in quality.policies if name != BASELINE]
-    alone: dict[str, int] = {}
+    negative, benign = Counter[str](), Counter[str]()
     for count in counts(quality.samples, others, [THETA]) if others else ():
         if len(count.policies) == 1:
-            alone[count.policies[0]] = alone.get(count.policies[0], 0) + count.negative
-    return lambda policy: str(alone.get(policy.policy, NONE))
+            negative[count.policies[0]] += count.negative
+            benign[count.policies[0]] += count.benign
+
+    def shown(policy: PolicyQuality) -> str:
+        return f"{negative[policy.policy]} of {benign[policy.policy]}" if policy.policy in benign else NONE
+
+    return shown
 
 
 def _bounds(interval: Interval | None, form: str) -> str:

@@ -40,7 +40,7 @@ class Negatives:
     theta: tuple[float, ...] = THETAS
     """Shares of the baseline's score that a policy must lose for a sample to count."""
     benign: Literal["mean", "median"] = "mean"
-    """What the baseline's score must reach on a sample."""
+    """What the baseline's score must reach on a sample, besides being above 0."""
     show: int = 0
     """Print so many of the samples, with both answers; --json holds them all."""
     json: Path | None = None
@@ -75,7 +75,8 @@ def _print_counts(found: Sequence[Count], thetas: Sequence[float], benign: str) 
 
     from leankv.app.commands._run_tables import wide_console
 
-    table = Table(title=f"negative samples: of those on which fp16 reaches its {benign}, where the set stays below")
+    reached = f"fp16 reaches its {benign} and more than 0"
+    table = Table(title=f"negative samples: of those on which {reached} (benign), where the set stays below")
     for name in ("policies", "task", "samples", "benign", *(f"{100 * (1 - theta):g} % of fp16" for theta in thetas)):
         table.add_column(name, justify="left" if name in ("policies", "task") else "right")
     by_row: dict[tuple[tuple[str, ...], str], list[Count]] = {}

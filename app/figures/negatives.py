@@ -16,7 +16,8 @@ TOGETHER = "all of them"
 def by_theta(counts: Sequence[Count], here: float, dark: bool = False, height: int = 340) -> Chart:
     """Negative samples by theta over all tasks given: a line a policy, and one for those that fail under every policy.
 
-    here: the theta of the page, drawn as an upright line.
+    Each is named with the benign samples that it is a part of, as policies may not have been given the same. here: the
+    theta of the page, drawn as an upright line.
     """
     import plotly.graph_objects as go
     import pyarrow as pa
@@ -36,8 +37,8 @@ def by_theta(counts: Sequence[Count], here: float, dark: bool = False, height: i
         figure.add_trace(
             go.Scatter(
                 x=[100 * theta for theta in thetas],
-                y=[_sum(counts, members, theta) for theta in thetas],
-                name=members[0] if alone else TOGETHER,
+                y=[_sum(counts, members, theta)[0] for theta in thetas],
+                name=f"{members[0] if alone else TOGETHER}, of {_sum(counts, members, thetas[0])[1]}",
                 mode="lines+markers",
                 line=line,
                 marker={"symbol": look.marker if look else "circle", "size": 7},
@@ -48,7 +49,8 @@ def by_theta(counts: Sequence[Count], here: float, dark: bool = False, height: i
     figure.update_yaxes(rangemode="tozero")
     nearest = min(thetas, key=lambda theta: abs(theta - here), default=here)
     said = "; ".join(
-        f"{members[0] if len(members) == 1 else TOGETHER} {_sum(counts, members, nearest)}" for members in sets
+        "{} {} of {}".format(members[0] if len(members) == 1 else TOGETHER, *_sum(counts, members, nearest))
+        for members in sets
     )
     rows = [
         {
@@ -64,5 +66,7 @@ def by_theta(counts: Sequence[Count], here: float, dark: bool = False, height: i
     return Chart(figure, f"Negative samples by theta; at {here:.0%}: {said or 'none'}.", pa.Table.from_pylist(rows))
 
 
-def _sum(counts: Sequence[Count], members: tuple[str, ...], theta: float) -> int:
-    return sum(count.negative for count in counts if count.policies == members and count.theta == theta)
+def _sum(counts: Sequence[Count], members: tuple[str, ...], theta: float) -> tuple[int, int]:
+    """Negative and benign samples of a set over its tasks."""
+    these = [count for count in counts if count.policies == members and count.theta == theta]
+    return sum(count.negative for count in these), sum(count.benign for count in these)

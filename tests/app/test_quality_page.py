@@ -173,12 +173,15 @@ def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None
 
 
 def test_negative_samples_are_shown_with_every_answer(leankv_home: Path, folder: Path) -> None:
-    from leankv.serving.negative_samples import negative_samples
+    from leankv.serving.negative_samples import counts, negative_samples
 
-    samples = negative_samples(load_quality(folder).samples, ["int4"], 0.1)
+    found = load_quality(folder).samples
+    samples = negative_samples(found, ["int4"], 0.1)
+    benign = sum(each.benign for each in counts(found, ["int4"], [0.1]))
     answers = [sample for sample in samples if sample.task == "answers"]
     app = opened(quality=str(folder), set="int4", sample=f"answers {answers[0].sample_id}")
-    assert f"**{len(samples)} samples fail under it.**" in [block.value for block in app.markdown]
+    said = f"**{len(samples)} of {benign} samples that fp16 does well on fail under it.**"
+    assert said in [block.value for block in app.markdown]
     shown = [code.value for code in app.code]
     assert [answers[0].question, answers[0].reference] == shown[:2]
     assert answers[0].baseline.answer in shown and answers[0].answers["int4"].answer in shown
@@ -210,7 +213,10 @@ def test_more_is_lost_where_less_counts_as_wrong(quality: Quality) -> None:
     from leankv.serving.negative_samples import counts
 
     chart = by_theta(counts(quality.samples, ["int4", "leankv"], (0.05, 0.5)), 0.05)
-    lines = {trace.name: list(trace.y) for trace in chart.figure.data}
+    names = [trace.name.partition(", of ") for trace in chart.figure.data]
+    assert all(0 < int(benign) < 4 * 40 for _, _, benign in names)
+    lines = {name: list(trace.y) for (name, *_), trace in zip(names, chart.figure.data, strict=True)}
+    assert f"int4 {lines['int4'][0]} of " in chart.alt
     assert set(lines) == {"int4", "leankv", TOGETHER}
     assert lines["int4"][0] >= lines["int4"][1]
     assert lines[TOGETHER][0] <= min(lines["int4"][0], lines["leankv"][0])

@@ -103,6 +103,15 @@ def test_the_median_is_a_switch() -> None:
     assert ids(negative_samples(table(rows), POLICIES, benign="median")) == {"s000", "s001"}
 
 
+def test_what_fp16_scores_0_on_is_never_benign() -> None:
+    """Of a task that fp16 gets all wrong the mean is 0, which every sample reaches."""
+    rows = [(0.0, 0.0, 1.0, 0.0, "choice")] * 8 + [(1.0, 0.0, 1.0, 1.0, "needle")]
+    for benign in ("mean", "median"):
+        of_a = {each.task: each for each in counts(table(rows), ["a"], [0.1], benign)}
+        assert (of_a["choice"].samples, of_a["choice"].benign, of_a["choice"].negative) == (8, 0, 0)
+        assert (of_a["needle"].benign, of_a["needle"].negative) == (1, 1)
+
+
 def test_what_cannot_be_is_said() -> None:
     samples = table([(1.0, 0.0, 0.0, 0.0, "needle")])
     with pytest.raises(InputError, match="theta"):

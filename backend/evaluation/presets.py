@@ -1,8 +1,8 @@
-"""How much is evaluated: `quick` in minutes on two cores with a small model, `full` for figures to quote."""
+"""The tasks of a preset: `quick` in minutes on two cores with a small model, `full` for figures to quote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,7 @@ from leankv.backend.evaluation.items import Task
 from leankv.backend.evaluation.needle import Needle
 from leankv.backend.evaluation.perplexity import Perplexity
 from leankv.backend.texts import Text, essays, read_texts
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """windows of prefix + 1 + scored tokens; needles by context, depth and repeat; questions; answers of each kind."""
-
-    windows: int
-    prefix: int
-    scored: int
-    contexts: tuple[int, ...]
-    depths: tuple[float, ...]
-    repeats: int
-    questions: int
-    each: int
-    cap: int
-
-
-PRESETS: Mapping[str, Amounts] = {
-    "quick": Amounts(16, 512, 32, (512, 1024), (0.1, 0.5, 0.9), 2, 16, 4, 48),
-    "full": Amounts(40, 1024, 64, (512, 1024, 2048), (0.0, 0.25, 0.5, 0.75, 1.0), 4, 64, 32, 160),
-}
+from leankv.serving.quality_amounts import PRESETS, Amounts
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leankv.app.figures.quality import Axis, Point
 from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
+from leankv.serving.quality_amounts import preset_words, window_words
 from leankv.serving.quality_scores import METRICS
 
 if TYPE_CHECKING:
@@ -48,9 +49,34 @@ def points(quality: Quality, metric: str) -> list[Point]:
             value, interval = shown
             low, high = (None, None) if interval is None else (scale * interval[0], scale * interval[1])
             ratio = policy.task_ratios[METRICS[metric].task][1]
-            found[name] = Point(name, ratio, scale * value, low, high, False)
-    best = on_frontier({name: (point.ratio, point.value) for name, point in found.items()}, axis.less_is_better)
+            found[name] = Point(name, ratio, scale * value, low, high, False, policy.scores[metric].n)
+    whole = [point for point in found.values() if point.policy not in fewer(quality, metric)]
+    best = on_frontier({point.policy: (point.ratio, point.value) for point in whole}, axis.less_is_better)
     return [replace(point, on_frontier=name in best) for name, point in found.items()]
+
+
+def fewer(quality: Quality, metric: str) -> dict[str, int]:
+    """Policies with fewer samples of a metric than another has, and how many: they were scored on other text.
+
+    fp16 is never one: it is held against each on the samples of both.
+    """
+    counts = {
+        name: policy.scores[metric].n
+        for name, policy in quality.policies.items()
+        if name != BASELINE and metric in policy.scores
+    }
+    return {name: count for name, count in counts.items() if count < max(counts.values())}
+
+
+def fewer_words(quality: Quality, metric: str) -> str | None:
+    """One line that names them; None where all have as many."""
+    few = fewer(quality, metric)
+    if not few:
+        return None
+    most = max(policy.scores[metric].n for policy in quality.policies.values() if metric in policy.scores)
+    of = "windows" if METRICS[metric].task == "perplexity" else "samples"
+    named = ", ".join(f"{name} ({count})" for name, count in few.items())
+    return f"Scored on fewer than {most} {of}, so neither on the line nor ranked: {named}."
 
 
 def _shown(policy: str, score: Score | None, as_difference: bool) -> tuple[float, tuple[float, float] | None] | None:
@@ -79,11 +105,15 @@ def on_frontier(places: Mapping[str, tuple[float, float]], less_is_better: bool)
 
 
 def verdict(quality: Quality) -> str:
-    """Which policy compresses most without harm, and which break the model (Markdown)."""
+    """Of the policies with the most windows: which compresses most without harm, which break the model (Markdown)."""
+    few = fewer(quality, "perplexity")
     losses = {
         name: (policy.physical_ratio, policy.scores["perplexity"])
         for name, policy in quality.policies.items()
-        if name != BASELINE and "perplexity" in policy.scores and policy.scores["perplexity"].difference is not None
+        if name != BASELINE
+        and name not in few
+        and "perplexity" in policy.scores
+        and policy.scores["perplexity"].difference is not None
     }
     if not losses:
         return "**Perplexity was not measured against fp16 here**; see the tasks below."
@@ -95,6 +125,8 @@ def verdict(quality: Quality) -> str:
     broken = [name for name, (_, score) in losses.items() if (score.difference or 0) > COLLAPSED]
     if broken:
         said.append(f"{', '.join(broken)} {'breaks' if len(broken) == 1 else 'break'} the model.")
+    if few:
+        said.append(str(fewer_words(quality, "perplexity")))
     return " ".join(said)
 
 
@@ -131,7 +163,9 @@ def warnings(quality: Quality) -> list[str]:
         said.append("fp16 was not evaluated, so nothing can be held against it.")
     counts = [policy.scores["perplexity"].n for policy in quality.policies.values() if "perplexity" in policy.scores]
     if counts and min(counts) < 40:
-        said.append(f"Perplexity is of {min(counts)} windows of text: read the intervals, not the order of near ones.")
+        least, most = min(counts), max(counts)
+        windows = f"{least}" if least == most else f"{least} to {most}, by policy,"
+        said.append(f"Perplexity is of {windows} windows of text: read the intervals, not the order of near ones.")
     if lost := _mild_but_blind(quality):
         said.append(f"Perplexity hides lost needles: {', '.join(lost)}. fp16 finds {_needles(quality, BASELINE)}.")
     return said
@@ -155,12 +189,15 @@ def _needles(quality: Quality, policy: str) -> str:
 
 def conditions(quality: Quality) -> str:
     """What was evaluated, in one line (Markdown)."""
-    samples = len(quality.samples)
-    return (
-        f"**{quality.model.name}** on {quality.device['name']} ({quality.dtype}) · preset {quality.preset}, seed "
-        f"{quality.seed} · {samples:,} samples of {len(quality.policies)} policies · every score through the policy's "
-        "own cache"
+    windows = window_words(quality.settings, [each.scores for each in quality.policies.values()])
+    parts = (
+        f"**{quality.model.name}** on {quality.device['name']} ({quality.dtype})",
+        f"preset {preset_words(quality.preset, quality.settings)}; seed {quality.seed}",
+        *([windows] if windows else []),
+        f"{len(quality.samples):,} samples of {len(quality.policies)} policies",
+        "every score through the policy's own cache",
     )
+    return " · ".join(parts)
 
 
 def table(quality: Quality) -> pa.Table:
@@ -180,14 +217,23 @@ def _row(name: str, policy: PolicyQuality) -> dict[str, Any]:
         "Perplexity": _value(policy, "perplexity"),
         "Against fp16 (%)": 0.0 if name == BASELINE else _difference(policy, "perplexity"),
         "95 % interval": _interval(policy),
+        "Windows": policy.scores["perplexity"].n if "perplexity" in policy.scores else None,
         "Needles (%)": _value(policy, "needle", 100),
         "Choices (%)": _value(policy, "choice", 100),
         "Answers (%)": _value(policy, "answers", 100),
         "Agreement (%)": _value(policy, "agreement", 100),
         "KL (nats)": _value(policy, "kl_nats"),
         "Grown by half (%)": None if lengths is None else 100 * lengths.grown_by_half,
+        "95 % of grown": "" if lengths is None else _percents(lengths.grown_by_half_interval),
+        "Prompts": None if lengths is None else lengths.n,
+        "Cut off (%)": None if lengths is None else 100 * lengths.unfinished,
+        "Left out": None if lengths is None else lengths.left_out,
         "Mean output": None if lengths is None else lengths.mean_tokens,
     }
+
+
+def _percents(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f}"
 
 
 def _value(policy: PolicyQuality, metric: str, scale: float = 1.0) -> float | None:
@@ -204,6 +250,28 @@ def _interval(policy: PolicyQuality) -> str:
     score = policy.scores.get("perplexity")
     interval = None if score is None else score.difference_interval
     return "" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+
+
+def length_words(quality: Quality) -> str:
+    """Of how many prompts output lengths are, how many were left out, and which policies' answers were cut off."""
+    known = {
+        name: policy.output_lengths
+        for name, policy in quality.policies.items()
+        if name != BASELINE and policy.output_lengths is not None
+    }
+    said = [f"{_range([each.n for each in known.values()])} prompts a policy"]
+    if any(each.left_out for each in known.values()):
+        left_out = _range([each.left_out for each in known.values()])
+        said.append(f"{left_out} more left out, since fp16's answer was cut off and its length is not known")
+    cut = [f"{name} {each.unfinished:.0%}" for name, each in known.items() if each.unfinished]
+    if cut:
+        said.append(f"cut off, so longer in truth and growth understated: {', '.join(cut)}")
+    return f"{'; '.join(said)}."
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def length_ratios(quality: Quality, policies: Sequence[str]) -> dict[str, list[float]]:

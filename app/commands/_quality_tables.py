@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from leankv.serving.negative_samples import THETA, counts
 from leankv.serving.paired import BASELINE
+from leankv.serving.quality_amounts import preset_words, window_words
 from leankv.serving.quality_scores import Interval, Score
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from leankv.serving.quality import PolicyQuality, Quality
 
-WIDTH = 200
+WIDTH = 210
 Cell = Callable[["PolicyQuality"], str]
 NONE = "-"
 
@@ -26,17 +27,23 @@ def print_quality(quality: Quality) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(f"{quality.model.name} on {quality.device['name']}, {quality.dtype}, preset {quality.preset}")
+    console.print(_heading(quality))
     for columns in (_text_columns(), (*_task_columns(), ("negative", _negatives(quality)))):
         _print(console, quality, columns)
     console.print(
         "\\[ ]: 95 %, of shares Wilson's, else a bootstrap over samples, expanded where they are few; differences are "
-        "to fp16 on the same samples. "
-        "Lengths are of prompts whose fp16 answer was not cut off; the others are left out. Ratios: FP16 bytes over "
+        "to fp16 on the same samples. Lengths are of the prompts whose fp16 answer was not cut off; the others are "
+        "left out, and what was cut off is longer in truth, so growth is understated. Ratios: FP16 bytes over "
         "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end. Negative: "
         "of the policy's samples that fp16 scores above 0 and at least as well as usual, those on which the policy is "
         f"more than {THETA:.0%} worse than fp16."
     )
+
+
+def _heading(quality: Quality) -> str:
+    about = f"{quality.model.name} on {quality.device['name']}, {quality.dtype}"
+    windows = window_words(quality.settings, [each.scores for each in quality.policies.values()])
+    return f"{about}, preset {preset_words(quality.preset, quality.settings)}{f'; {windows}' if windows else ''}"
 
 
 def _print(console: Console, quality: Quality, columns: tuple[tuple[str, Cell], ...]) -> None:
@@ -78,7 +85,7 @@ def _task_columns() -> tuple[tuple[str, Cell], ...]:
         ("answers", _value("answers", "{:.0%}")),
         ("", _interval("answers", "{:.0%}")),
         ("mean tokens", _lengths("mean_tokens", "{:.1f}")),
-        ("grown by half", _lengths("grown_by_half", "{:.0%}")),
+        ("grown by half", _grown),
         ("cut off", _lengths("unfinished", "{:.0%}")),
         (
             "left out",
@@ -107,6 +114,13 @@ def _difference(metric: str, form: str) -> Cell:
 
 def _lengths(name: str, form: str) -> Cell:
     return lambda policy: NONE if policy.output_lengths is None else form.format(getattr(policy.output_lengths, name))
+
+
+def _grown(policy: PolicyQuality) -> str:
+    found = policy.output_lengths
+    if found is None:
+        return NONE
+    return f"{found.grown_by_half:.0%} of {found.n} {_bounds(found.grown_by_half_interval, '{:.0%}')}"
 
 
 def _negatives(quality: Quality) -> Cell:

@@ -13,12 +13,16 @@ from leankv.app.figures.style import HUES, Chart, blank, faded, ink, looks, numb
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from leankv.serving.quality_scores import OutputLengths
+
 GROWN = 1.5
 
 
 @dataclass(frozen=True)
 class Point:
-    """One policy by one metric, in the metric's shown unit; `low` and `high`: its 95 % interval, where known."""
+    """One policy by one metric of `samples` samples, in the metric's shown unit; `low` and `high`: its 95 % interval,
+    where known.
+    """
 
     policy: str
     ratio: float
@@ -26,6 +30,7 @@ class Point:
     low: float | None
     high: float | None
     on_frontier: bool
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def table(points: Sequence[Point], axis: Axis) -> pa.Table:
             f"{axis.title} ({axis.unit})": point.value,
             "95 % from": point.low,
             "95 % to": point.high,
+            "samples": point.samples,
             "on the frontier": point.on_frontier,
         }
         for point in points
@@ -175,8 +181,13 @@ def needles(policy: str, samples: pa.Table, dark: bool = False, height: int = 30
     return Chart(figure, alt, pa.Table.from_pylist(numbers))
 
 
-def growth(ratios: Mapping[str, Sequence[float]], dark: bool = False, height: int = 380) -> Chart:
-    """How much longer outputs get: the distribution of a policy's length over fp16's, prompt by prompt."""
+def growth(
+    ratios: Mapping[str, Sequence[float]], lengths: Mapping[str, OutputLengths], dark: bool = False, height: int = 380
+) -> Chart:
+    """How much longer outputs get: the distribution of a policy's length over fp16's, prompt by prompt.
+
+    lengths: of each policy of `ratios`, and maybe others.
+    """
     import plotly.graph_objects as go
     import pyarrow as pa
 
@@ -184,21 +195,32 @@ def growth(ratios: Mapping[str, Sequence[float]], dark: bool = False, height: in
     rows, said = [], []
     for policy, look in looks(list(ratios), dark).items():
         values = np.sort(np.asarray(ratios[policy], dtype=float))
-        grown = float(np.mean(values >= GROWN))
+        about = lengths[policy]
         figure.add_trace(
             go.Scatter(
                 x=values,
                 y=100 * np.arange(1, len(values) + 1) / len(values),
-                name=policy,
+                name=f"{policy}, {about.grown_by_half:.0%} of {about.n}",
                 mode="lines",
                 line={"color": look.colour, "dash": look.dash, "width": 2.5, "shape": "hv"},
                 hovertemplate="%{y:.0f} % of outputs at most %{x:.2f}x",
             )
         )
+        low, high = about.grown_by_half_interval or (None, None)
         rows.append(
-            {"policy": policy, "outputs": len(values), "median": float(np.median(values)), "grown by half": grown}
+            {
+                "policy": policy,
+                "outputs": about.n,
+                "median": float(np.median(values)),
+                "grown by half": about.grown_by_half,
+                "95 % from": low,
+                "95 % to": high,
+                "cut off": about.unfinished,
+                "left out": about.left_out,
+            }
         )
-        said.append(f"{policy} {grown:.0%}")
+        between = "" if low is None else f" ({low:.0%} to {high:.0%})"
+        said.append(f"{policy} {about.grown_by_half:.0%} of {about.n}{between}")
     figure.add_vline(x=GROWN, line={"color": ink(dark), "dash": "dash", "width": 1.5})
     figure.add_annotation(
         x=float(np.log10(GROWN)), y=0.03, yref="paper", text="half longer", showarrow=False, xanchor="left", xshift=4

@@ -29,16 +29,20 @@ FORMATS = {
     "Against fp16 (%)": "%+.2f",
     "KL (nats)": "%.4f",
     "Mean output": "%.0f",
-    **{f"{name} (%)": "%.0f" for name in ("Needles", "Choices", "Answers", "Agreement", "Grown by half")},
+    **{f"{name} (%)": "%.0f" for name in ("Needles", "Choices", "Answers", "Agreement", "Grown by half", "Cut off")},
 }
 HELP = {
     "Compression, physical": "Whole pages: scales, scores, positions, slack and half-empty pages too.",
     "Against fp16 (%)": "Perplexity against fp16's on the same windows; 0 loses nothing.",
     "95 % interval": "Paired bootstrap over the policy's windows, expanded where they are few.",
+    "Windows": "Windows of text that the perplexity is of. Policies with fewer were scored on other text.",
     "Agreement (%)": "Share of tokens whose likeliest next token is fp16's.",
     "KL (nats)": "Mean divergence of the next token's distribution from fp16's.",
-    "Grown by half (%)": "Share of answers at least half longer than under fp16, with natural stopping; "
-    "prompts that fp16 did not finish are left out.",
+    "Grown by half (%)": "Share of answers at least half longer than fp16's; understated where answers were cut off.",
+    "95 % of grown": "Wilson's interval of the share that grew by half (%).",
+    "Prompts": "Prompts whose fp16 answer ended by itself: output lengths are of these.",
+    "Cut off (%)": "Share of these whose answer under the policy ran into the cap: longer in truth.",
+    "Left out": "Prompts whose fp16 answer ran into the cap: its length is not known.",
 }
 
 
@@ -113,7 +117,8 @@ def _frontier(quality: Quality) -> None:
         "Quality against compression",
         anchor=False,
         help="Up and right is better; compression is that of the task's own samples. Bars are 95 % intervals over "
-        "samples, those against fp16 paired. The broken line joins the policies that no other beats in both.",
+        "samples, those against fp16 paired. Of the policies with the most samples, the broken line joins those that "
+        "no other beats in both.",
     )
     titles = {qualitywords.AXES[metric][0].title: metric for metric in qualitywords.metrics(quality)}
     title = st.segmented_control(
@@ -122,6 +127,8 @@ def _frontier(quality: Quality) -> None:
     metric = titles.get(title or "") or next(iter(titles.values()))
     axis = qualitywords.AXES[metric][0]
     show(figures.frontier(qualitywords.points(quality, metric), axis, is_dark()), "frontier")
+    if few := qualitywords.fewer_words(quality, metric):
+        st.caption(few)
     if axis.cut is not None:
         st.caption(f"Policies that lose more than {axis.cut:.0f} {axis.unit} stand at the edge, with their figure.")
 
@@ -169,6 +176,9 @@ def _lengths(quality: Quality) -> None:
     st.header(
         "How outputs grow",
         anchor=False,
-        help="Answers of the same prompts, stopping by themselves, against fp16's. Longer outputs cost throughput.",
+        help="Answers of the same prompts against fp16's, of those that fp16 answered to the end. Longer outputs cost "
+        "throughput.",
     )
-    show(figures.growth(ratios, is_dark()), "growth")
+    lengths = {name: policy.output_lengths for name, policy in quality.policies.items() if policy.output_lengths}
+    show(figures.growth(ratios, lengths, is_dark()), "growth")
+    st.caption(qualitywords.length_words(quality))

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from leankv.app import qualitywords
 from leankv.app.figures import quality as figures
 from leankv.serving.quality import Quality, load_quality, samples_table
+from leankv.serving.quality_scores import OutputLengths
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,70 @@ def test_what_was_not_measured_is_not_told(quality: Quality) -> None:
     assert qualitywords.length_ratios(needles, list(needles.policies)) == {}
 
 
+def lengths(quality: Quality) -> dict[str, OutputLengths]:
+    found = {name: policy.output_lengths for name, policy in quality.policies.items()}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def test_policies_with_fewer_windows_are_off_the_line_and_out_of_the_verdict(
+    leankv_home: Path, quality: Quality, tmp_path: Path
+) -> None:
+    """leankv was scored on the first eight windows of forty: what it loses there is not what int8 loses on all."""
+    from leankv.serving.quality import save_quality
+
+    rows = quality.samples.to_pylist()
+    few = [
+        row
+        for row in rows
+        if not (row["policy"] == "leankv" and row["task"] == "perplexity" and int(row["sample_id"]) >= 8)
+    ]
+    mixed = replace(quality, samples=samples_table(few))
+    points = {point.policy: point for point in qualitywords.points(mixed, "perplexity")}
+    assert {name for name, point in points.items() if point.on_frontier} == {"fp16", "int8", "kivi:bits=4", "leankv-r"}
+    assert points["leankv"].samples == 8 and points["int8"].samples == 40
+    named = "Scored on fewer than 40 windows, so neither on the line nor ranked: leankv (8)."
+    verdict = qualitywords.verdict(mixed)
+    assert verdict.endswith(named) and "leankv compresses" not in verdict
+    table = qualitywords.table(mixed).to_pylist()
+    assert {row["Policy"]: row["Windows"] for row in table}["leankv"] == 8
+    assert any("8 to 40, by policy, windows" in line for line in qualitywords.warnings(mixed))
+    app = opened(quality=str(save_quality(mixed, tmp_path / "mixed")))
+    assert named in [caption.value for caption in app.caption]
+    assert qualitywords.fewer_words(mixed, "needle") is None and qualitywords.fewer(quality, "perplexity") == {}
+
+
+def test_growth_is_told_with_how_many_its_interval_and_what_was_cut_off(quality: Quality) -> None:
+    """Every tenth fp16 answer and every fourth of int4's ran into the cap."""
+    rows = quality.samples.to_pylist()
+    for row in rows:
+        if row["task"] == "answers":
+            place = int(row["sample_id"])
+            row["stopped"] = not (
+                place % 10 == 0 if row["policy"] == "fp16" else row["policy"] == "int4" and place < 10
+            )
+    cut = replace(quality, samples=samples_table(rows))
+    found = lengths(cut)["int4"]
+    assert (found.n, found.left_out, found.unfinished) == (36, 4, 0.25) and found.grown_by_half_interval
+    row = next(row for row in qualitywords.table(cut).to_pylist() if row["Policy"] == "int4")
+    assert (row["Prompts"], row["Left out"], row["Cut off (%)"]) == (36, 4, 25)
+    low, high = (100 * end for end in found.grown_by_half_interval)
+    assert row["95 % of grown"] == f"{low:.0f} to {high:.0f}"
+    words = qualitywords.length_words(cut)
+    assert words.startswith("36 prompts a policy; 4 more left out") and words.endswith("understated: int4 25%.")
+    chart = figures.growth(qualitywords.length_ratios(cut, ["int4"]), lengths(cut))
+    assert f"of 36 ({low:.0f}% to {high:.0f}%)" in chart.alt and chart.table["cut off"].to_pylist() == [0.25]
+
+
+def test_what_was_evaluated_is_told_as_it_was(quality: Quality) -> None:
+    """40 windows are not the quick preset's 16."""
+    quick = {"prefix_tokens": 512, "scored_tokens": 32, "windows": 16}
+    told = qualitywords.conditions(replace(quality, settings={"perplexity": quick}))
+    assert "preset quick;" in told and "40 windows of 512 tokens of prompt and 32 scored" in told
+    told = qualitywords.conditions(replace(quality, settings={"perplexity": {**quick, "prefix_tokens": 1024}}))
+    assert "preset quick, changed;" in told and "40 windows of 1,024 tokens" in told
+    assert "preset quick;" in qualitywords.conditions(quality)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None:
     charts = [
@@ -163,7 +228,7 @@ def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None
             for metric, (axis, _) in qualitywords.AXES.items()
         ),
         figures.needles("leankv", quality.of("leankv", "needle"), dark),
-        figures.growth(qualitywords.length_ratios(quality, ["leankv"]), dark),
+        figures.growth(qualitywords.length_ratios(quality, ["leankv"]), lengths(quality), dark),
         figures.kept_by_head(np.ones((1, 1)), "code", dark),
     ]
     for chart in charts:

@@ -56,6 +56,7 @@ def test_table_file_and_folder_tell_the_same(place: Path, capsys: pytest.Capture
         row = next(line for line in shown.splitlines() if line.startswith(policy.policy + " "))
         assert f"{policy.physical_ratio:.2f}" in row and f"{policy.scores['perplexity'].value:,.2f}" in row
     assert "needle" not in shown and "tiny on cpu" in shown
+    assert "preset quick, changed; 6 windows of 90 tokens of prompt and 6 scored" in shown
     assert found.policies["uniform:format=K8V4"].nominal_ratio == pytest.approx(32 / 12)
 
 

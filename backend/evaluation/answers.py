@@ -111,7 +111,10 @@ def _gsm8k(path: Path) -> list[Question]:
         lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; give GSM8K's problems as JSON lines") from error
-    return [_problem(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    problems = [_problem(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not problems:
+        raise InputError(f"{path} holds no problem; give GSM8K's problems as JSON lines")
+    return problems
 
 
 def _problem(path: Path, number: int, line: str) -> Question:

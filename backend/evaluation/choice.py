@@ -45,6 +45,8 @@ class Choice:
             found = [("records", record(random, self.people)) for _ in range(self.questions)]
         else:
             everything = list(_mmlu(self.mmlu))
+            if not everything:
+                raise InputError(f"{self.mmlu} holds no question: its *_test.csv have no row; give MMLU's archive")
             found = random.sample(everything, min(self.questions, len(everything)))
         return [_item(tokenizer, place, *each) for place, each in enumerate(found)]
 

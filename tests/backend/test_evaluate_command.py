@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -33,10 +35,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("evaluated")
     save_tiny_model(folder / "tiny")
     (folder / "few.txt").write_text("Too few words.")
+    (folder / "empty.jsonl").write_text("\n")
+    _save_headers_alone(folder / "headers.tar")
     before = Path.cwd()
     os.chdir(folder)
     yield folder
     os.chdir(before)
+
+
+def _save_headers_alone(path: Path) -> None:
+    """An archive of MMLU without a question."""
+    header = b"question,choice0,choice1,choice2,choice3,answer\n"
+    member = tarfile.TarInfo("mmlu/anatomy_test.csv")
+    member.size = len(header)
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(member, io.BytesIO(header))
 
 
 def evaluated(*words: str) -> int:
@@ -124,6 +137,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(place: Path) -> None:
         (("--prefix", "600"), "tiny reads 512"),
         (("--task", "choice", "--mmlu", "few.txt"), "MMLU"),
         (("--task", "answers", "--gsm8k", "few.txt"), "few.txt line 1 is no GSM8K problem"),
+        (("--task", "answers", "--gsm8k", "empty.jsonl"), "empty.jsonl holds no problem"),
+        (("--task", "choice", "--mmlu", "headers.tar"), "headers.tar holds no question"),
         (("--json", "missing/out.json"), "its folder does not exist"),
         (("--output-dir", "few.txt"), "few.txt is a file"),
     ],

@@ -77,7 +77,9 @@ def evaluate(evaluation: Evaluation, folder: Path | None, progress: Progress) ->
     names = [policy.name for policy in evaluation.everyone]
     work = list(_batches(evaluation))
     require_context(evaluation.loaded, [item for _, items in work for item in items])
-    total, spent = sum(_cost(evaluation, items) for _, items in work), 0.0
+    total = sum(_cost(evaluation, items) for _, items in work)
+    spent = _spent_before(evaluation, journal, work)
+    progress(spent / total)
     shared = _shared(evaluation)
     for task, items in work:
         for policy, outcomes, baseline in _outcomes(evaluation, shared, journal, task, items):
@@ -156,6 +158,16 @@ def _row(
 def _cost(evaluation: Evaluation, items: Sequence[Item]) -> float:
     prompts = sum(len(item.prompt) for item in items) / PROMPT_TOKENS_A_STEP
     return prompts + len(evaluation.everyone) * max(item.output_tokens for item in items)
+
+
+def _spent_before(evaluation: Evaluation, journal: Journal, work: Sequence[tuple[Task, Sequence[Item]]]) -> float:
+    """The cost of what the journal holds already, in the unit of `_cost`."""
+    everyone, held = evaluation.everyone, 0.0
+    for task, items in work:
+        ids = [item.sample_id for item in items]
+        done = sum(journal.done(policy.name, task.name, ids) for policy in everyone)
+        held += _cost(evaluation, items) * done / len(everyone)
+    return held
 
 
 def library_versions() -> dict[str, str]:

@@ -176,6 +176,24 @@ def test_cut_off_after_any_batch_it_ends_in_the_same_bytes(tmp_path: Path) -> No
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_progress_of_a_call_that_goes_on_counts_what_was_done(tmp_path: Path) -> None:
+    asked, cut, rest = evaluation(["fp16", "leankv-r"], some_tasks()), list[float](), list[float]()
+
+    def stop(share: float) -> None:
+        cut.append(share)
+        if share > 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(asked, tmp_path, stop)
+    evaluate(asked, tmp_path, rest.append)
+    assert cut[0] == 0 and rest[0] == pytest.approx(cut[-1])
+    assert rest == sorted(rest) and rest[-1] == pytest.approx(1.0)
+    again: list[float] = []
+    evaluate(asked, tmp_path, again.append)
+    assert again == [pytest.approx(1.0)]
+
+
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     evaluate(evaluation(["fp16"], some_tasks()[:1]), tmp_path, lambda share: None)
     other: list[Task] = [Perplexity([TEXT], windows=5, prefix=140, scored=12)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from leankv.app.commands._run_tables import wide_console
+from leankv.serving.tuning import ended_at_the_grid
 
 MOST_UNLIKE = 5
 
@@ -21,7 +22,7 @@ def print_found(found: Sequence[Mapping[str, Any]], caption: str) -> None:
         table.add_column(name, justify="left" if name in ("policy", "setting") else "right")
     for each in found:
         first, second = each["held_in"], each["held_out"]
-        setting = each["spec"].partition(":")[2] if each["spec"] else "none is mild enough"
+        setting = each["spec"].partition(":")[2] if each["spec"] else "none tried is mild enough"
         ratios = ("-", "-") if second is None else (f"{second['nominal']:.2f}x", f"{second['physical']:.2f}x")
         table.add_row(
             each["policy"],
@@ -31,7 +32,10 @@ def print_found(found: Sequence[Mapping[str, Any]], caption: str) -> None:
             _loss(first),
             _held_out(second, each["bound"]),
         )
-    wide_console().print(table)
+    console = wide_console()
+    console.print(table)
+    for line in ended_at_the_grid(found):
+        console.print(line, highlight=False)
 
 
 def print_kept(spec: str, kinds: Mapping[str, Any]) -> None:

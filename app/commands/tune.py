@@ -32,10 +32,10 @@ Settings are searched on held-in windows; the one that is found is then scored o
   leankv tune --policy leankv-r --max-loss 0.01 --output-dir tuned      # interrupted, the same command goes on
   leankv tune --policy leankv:low=K4V1 --judge upper --texts book.txt --windows 16
 
-Writes tune.json: what was found, every trial, and the share kept by layer and head for essays and for program text.
+Writes tune.json: what was found, every trial, and the share kept by layer and head of the texts and of program text.
 """
 Policies = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
-KINDS = ("essays", "code")
+CODE = "code"
 PAPER = "published for 8 to 70 billion parameters: 3.0 to 5.0x without loss, up to 11x under 5 % (arXiv 2412.03131)"
 
 
@@ -145,7 +145,13 @@ def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
 
 def _described(found: Found) -> dict[str, Any]:
     parts = {name: None if trial is None else asdict(trial) for name, trial in _parts(found)}
-    return {"policy": found.policy, "bound": found.bound, "spec": found.spec, **parts}
+    return {
+        "policy": found.policy,
+        "bound": found.bound,
+        "spec": found.spec,
+        **parts,
+        "at_end": list(found.at_end),
+    }
 
 
 def _parts(found: Found) -> tuple[tuple[str, Any], ...]:
@@ -160,8 +166,8 @@ def _kept(command: Tune, loaded: Loaded, texts: Sequence[Text], found: Sequence[
 
     specs = list(dict.fromkeys(each.spec for each in found if each.spec is not None))
     kept: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
-    for kind, chosen in zip(KINDS, (texts, code()), strict=True):
-        prompts = windows(chosen, loaded.tokenizer, command.prefix, 2, 2048 if kind == "essays" else 0)
+    for kind, chosen in {"your texts" if command.texts else "essays": texts, CODE: code()}.items():
+        prompts = windows(chosen, loaded.tokenizer, command.prefix, 2, 0 if kind == CODE else 2048)
         shares = kept_shares(loaded, [policy_named(spec) for spec in specs], prompts) if specs else []
         for spec, share in zip(specs, shares, strict=True):
             kept[spec][kind] = share.tolist()

@@ -1,7 +1,8 @@
 """`leankv tune`: the knobs of LeanKV with the smallest cache that a bound on quality allows, for one model.
 
 Loss is the relative rise of perplexity over fp16, window by window through the engine's own cache in decode mode. The
-search sees held-in windows alone; what it finds is then scored on windows that it never saw.
+search sees held-in windows alone; what it finds is then scored on windows that it never saw. Under each bound the
+answer is the smallest cache of all trials that are known, those of the other bounds and of earlier calls included.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor
 from leankv.backend.evaluation.follow import follow, require_context
 from leankv.backend.evaluation.items import Item
 from leankv.backend.evaluation.shared_prompts import SharedPrompts
-from leankv.backend.evaluation.tune_search import Judge, Knobs, Point, Search, Trial
+from leankv.backend.evaluation.tune_search import Judge, Knobs, Point, Trial, search, smallest
 from leankv.backend.weights import Loaded
 from leankv.kernels.selectors import scored_queries
 from leankv.serving.errors import InputError
@@ -37,12 +39,26 @@ Measure = Callable[[Policy, Point], Trial]
 BATCH = 16
 """Windows that are scored together; a decode step costs nearly the same for more."""
 JOURNAL = "tune-journal.jsonl"
-GRIDS: Mapping[str, tuple[tuple[str, str], tuple[float, ...], tuple[float, ...]]] = {
-    "leankv": (("alpha_low", "alpha_high"), (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), (0, 0.3, 1, 2, 3, 5, 8)),
-    "leankv-r": (("prune", "low_mass"), (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1), (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)),
+Levels = tuple[float, ...]
+GRIDS: Mapping[str, tuple[tuple[str, str], Levels, Levels]] = {
+    "leankv": (
+        ("alpha_low", "alpha_high"),
+        (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8),
+        (0, 0.3, 1, 2, 3, 5, 8, 16, 32, 64),
+    ),
+    "leankv-r": (
+        ("prune", "low_mass"),
+        (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8),
+        (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 0.95, 1),
+    ),
 }
-MOST_TRIALS = 3 + 2 * 7 + 6
-"""Of one search, about: bisection, staircase and refinement. For the progress alone."""
+"""Knobs and their levels. The last ones are ends that no search passes, far beyond what is published: alpha_low 8 drops
+what has less than eight times the average attention, alpha_high 64 holds low what has less than 64 times it. A level is
+tried only where milder ones are allowed, so a high end costs no trial elsewhere."""
+USUAL_TRIALS, MORE_TRIALS = 20, 14
+"""Of the first bound and of each further one, about. For the progress alone."""
+HELD_OUT_SHARE = 0.1
+"""Of the progress: what the scores on held-out windows are taken to be."""
 
 
 def knobs_of(spec: str) -> Knobs:
@@ -122,8 +138,15 @@ class Trials:
             self._write(specification)
         return self._known[specification]
 
-    def __len__(self) -> int:
-        return len(self._known)
+    def of(self, knobs: Knobs) -> dict[str, Trial]:
+        """By setting, all trials of these knobs, those of earlier calls included."""
+        found = {}
+        for specification, trial in self._known.items():
+            spec = knobs.spec(trial.point)
+            with suppress(InputError):  # another policy's knobs, out of range for this one
+                if repr(policy_named(spec)) == specification:
+                    found[spec] = trial
+        return found
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
@@ -158,7 +181,10 @@ def trial_of(stored: Mapping[str, Any]) -> Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """One policy at one bound. `held_out` is None where nothing was allowed."""
+    """One policy at one bound. `held_out` is None where nothing was allowed.
+
+    at_end: knobs, as name=value, at the last level of their grid: a smaller cache may lie beyond, which is never tried.
+    """
 
     policy: str
     bound: float
@@ -166,6 +192,7 @@ class Found:
     held_in: Trial | None
     held_out: Trial | None
     trials: Mapping[str, Trial]
+    at_end: Sequence[str] = ()
 
 
 def tune(
@@ -176,28 +203,31 @@ def tune(
     judge: Judge,
     progress: Progress,
 ) -> list[Found]:
-    """Search at every bound, sharing trials, and score what is found on held-out text.
+    """Search at every bound, take for each the best of all trials, and score it on held-out text.
 
     measures, trials: of held-in text, then of held-out text.
     """
-    held_in, held_out = measures
     seen: dict[str, Trial] = {}
+    expected = USUAL_TRIALS + MORE_TRIALS * (len(bounds) - 1)
+
+    def evaluate(point: Point) -> Trial:
+        spec, policy = knobs.spec(point), policy_named(knobs.spec(point))
+        seen[spec] = trials[0].get(policy, partial(measures[0], policy, point))
+        progress((1 - HELD_OUT_SHARE) * min(1.0, len(seen) / expected))
+        return seen[spec]
+
+    search(knobs, evaluate, bounds, judge)
+    # Of earlier calls with other bounds: after the search, so that one that was cut off ends as if it had not been.
+    known = {**trials[0].of(knobs), **seen}
     found = []
-    for number, bound in enumerate(bounds):
-
-        def evaluate(point: Point, number: int = number) -> Trial:
-            spec, policy = knobs.spec(point), policy_named(knobs.spec(point))
-            seen[spec] = trials[0].get(policy, partial(held_in, policy, point))
-            progress((number + min(1.0, len(seen) / MOST_TRIALS / (number + 1))) / (len(bounds) + 0.2))
-            return seen[spec]
-
-        best = Search(knobs, evaluate, bound, judge).run()
+    for bound in bounds:
+        best = smallest(known.values(), bound, judge)
         if best is None:
-            found.append(Found(knobs.policy, bound, None, None, None, dict(seen)))
+            found.append(Found(knobs.policy, bound, None, None, None, known))
             continue
-        spec, point = knobs.spec(best.point), best.point
+        spec = knobs.spec(best.point)
         policy = policy_named(spec)
-        confirmed = trials[1].get(policy, partial(held_out, policy, point))
-        found.append(Found(knobs.policy, bound, spec, best, confirmed, dict(seen)))
+        confirmed = trials[1].get(policy, partial(measures[1], policy, best.point))
+        found.append(Found(knobs.policy, bound, spec, best, confirmed, known, knobs.at_end(best.point)))
     progress(1.0)
     return found

@@ -73,14 +73,23 @@ def test_what_does_not_hold_on_other_text_is_flagged(capsys) -> None:
     within = {"loss": 0.008, "interval": [0.001, 0.015], "nominal": 4.0, "physical": 3.0}
     beyond = {**within, "loss": 0.02}
     found = [
-        {"policy": "leankv", "bound": 0.01, "spec": f"leankv:{name}", "held_in": within, "held_out": held_out}
-        for name, held_out in (("good", within), ("bad", beyond))
+        {
+            "policy": "leankv",
+            "bound": 0.01,
+            "spec": f"leankv:{name}",
+            "held_in": within,
+            "held_out": held_out,
+            "at_end": end,
+        }
+        for name, held_out, end in (("good", within, ["alpha_low=8"]), ("bad", beyond, []))
     ]
     assert ["above the bound" in said for said in tuned(found)["Loss, held out"].to_pylist()] == [False, True]
     (line,) = missed(found)
     assert line.startswith("leankv:bad was found under a bound of 1.00% and loses 2.00%")
     print_found(found, "")
-    assert capsys.readouterr().out.count("above the bound") == 1
+    shown = capsys.readouterr().out
+    assert shown.count("above the bound") == 1
+    assert "leankv at 1 %: the search ended at alpha_low=8, the highest level tried, not at the bound." in shown
 
 
 def test_kept_shares() -> None:
@@ -117,6 +126,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     # Centred as an evaluation centres: on the same essays, whatever the texts are.
     assert torch.equal(centred[0], token_windows(essays(), Letters(), live_setup.MEANS_TOKENS, 1)[0])
     first = load_tuning(out / "tune.json")
+    assert first["found"][0]["at_end"] == ["alpha_low=8", "alpha_high=64"]
     assert first["device"]["backend"] == "cpu" and len(first["config_hash"]) == 16
     runs = json.loads((tmp_path / "found.json").read_text())["runs"]
     assert [(run["policy"], run["summary"]) for run in runs] == [(each["spec"], each) for each in first["found"]]
@@ -124,7 +134,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     for each in first["found"]:
         assert each["held_in"]["loss"] <= 0.5 and each["held_out"]["physical"] > 1
         shares = {kind: np.array(values) for kind, values in first["kept"][each["spec"]].items()}
-        assert set(shares) == {"essays", "code"} and all(share.shape == (2, 2, 2) for share in shares.values())
+        assert set(shares) == {"your texts", "code"} and all(share.shape == (2, 2, 2) for share in shares.values())
     monkeypatch.setattr(Meter, "measure", lambda *_: pytest.fail("measured again"))
     assert main(command) == 0
     second = json.loads((out / "tune.json").read_text())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
 
-from leankv.app import found, profiles
+from leankv.app import profiles, tunings
 from leankv.app.figures.quality import kept_by_head
 from leankv.app.views import is_dark, numbers, show
 from leankv.serving.errors import InputError
+from leankv.serving.tuning import ended_at_the_grid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,22 +24,32 @@ if TYPE_CHECKING:
 ABOVE = ", above the bound"
 
 
-def tuning_panel(model: str) -> None:
-    """The settings that a bound on quality allows, where `leankv tune` looked for them on this model."""
-    if tuning := _tuning(model):
-        st.header(
-            "Settings that a bound allows",
-            anchor=False,
-            help="Found on some windows of text, then scored on others that the search had not seen.",
-        )
-        for line in missed(tuning["found"]):
-            st.warning(line, icon=":material/warning:")
-        numbers(tuned(tuning["found"]), "tuned")
+def tuning_panel(model: str) -> dict[str, Any] | None:
+    """The settings that a bound on quality allows, of a tuning of this model that is chosen here; returns it."""
+    st.header(
+        "Settings that a bound allows",
+        anchor=False,
+        help="Found on some windows of text, then scored on others that the search had not seen.",
+    )
+    folder = _chosen(model)
+    if folder is None:
+        st.caption(f"No tuning of {model} was found. `leankv tune --output-dir tuned` makes one: then type its folder.")
+        return None
+    try:
+        tuning = tunings.opened(folder, model)
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+        return None
+    st.caption(tunings.conditions(tuning, folder))
+    for line in [*missed(tuning["found"]), *ended_at_the_grid(tuning["found"])]:
+        st.warning(line, icon=":material/warning:")
+    numbers(tuned(tuning["found"]), "tuned")
+    return tuning
 
 
-def head_panel(model: str) -> None:
-    """Draw the section; nothing where no tuning and no profile of this model measured it."""
-    tuning, measured = _tuning(model), profiles.with_heads(model)
+def head_panel(model: str, tuning: Mapping[str, Any] | None) -> None:
+    """Draw the section from the tuning, else from a profile of this model; nothing where neither measured it."""
+    measured = profiles.with_heads(model)
     if not measured and not (tuning and tuning["kept"]):
         return
     st.header("What each head keeps", anchor=False, help="Share of a prompt's tokens, in both tiers together.")
@@ -47,17 +59,19 @@ def head_panel(model: str) -> None:
         _by_context(measured)
 
 
-def _tuning(model: str) -> dict[str, Any] | None:
-    from leankv.serving.tuning import load_tuning
-
-    for folder in found.offered("tuning").values():
-        try:
-            tuning = load_tuning(folder / found.MARKS["tuning"])
-        except InputError:
-            continue  # another's fault: the one that is looked for may still come
-        if tuning.get("model") == model:
-            return tuning
-    return None
+def _chosen(model: str) -> Path | None:
+    places = tunings.of_model(model)
+    name = st.selectbox(
+        "Tuning",
+        list(places),
+        0 if places else None,
+        key="tuning",
+        accept_new_options=True,
+        placeholder="Type a folder",
+        help="One of this model that a job made or that ships, or a folder that `leankv tune` wrote: type it.",
+        bind="query-params",
+    )
+    return (places.get(name) or Path(name).expanduser()) if name else None
 
 
 def _by_text(kept: Mapping[str, Mapping[str, Any]]) -> None:
@@ -89,8 +103,8 @@ def unlike(kinds: Mapping[str, Any]) -> str:
     most = f"{one[layer, head]:.0%} and {other[layer, head]:.0%}"
     same = f"correlation {np.corrcoef(one.ravel(), other.ravel())[0, 1]:.2f}" if one.std() and other.std() else "flat"
     return (
-        f"{first} keeps {one.mean():.0%}, {second} {other.mean():.0%}. Heads differ most in layer {layer}, head {head}"
-        f": {most}. Over all heads: {same}."
+        f"Kept of {first} {one.mean():.0%}, of {second} {other.mean():.0%}. Heads differ most in layer {layer}, head "
+        f"{head}: {most}. Over all heads: {same}."
     )
 
 
@@ -106,7 +120,7 @@ def _row(each: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "Policy": each["policy"],
         "Bound (%)": 100 * each["bound"],
-        "Setting": each["spec"] or "none is mild enough",
+        "Setting": each["spec"] or "none tried is mild enough",
         "Compression, physical": None if held_out is None else held_out["physical"],
         "Compression, nominal": None if held_out is None else held_out["nominal"],
         "Loss, held in": _loss(held_in),

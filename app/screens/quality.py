@@ -108,8 +108,8 @@ def _draw(quality: Quality) -> None:
     _needles(quality)
     negative_browser(quality)
     _lengths(quality)
-    tuning_panel(quality.model.name)
-    head_panel(quality.model.name)
+    tuning = tuning_panel(quality.model.name)
+    head_panel(quality.model.name, tuning)
 
 
 def _frontier(quality: Quality) -> None:

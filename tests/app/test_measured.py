@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from leankv.app import answers, profiles, scoreboard, sweeppanel
+from leankv.app import answers, profiles, scoreboard, sweeppanel, tunings
 from leankv.app.scenario import Scenario
 from leankv.serving.policies.registry import policy_named
 
@@ -186,15 +188,77 @@ def test_what_each_head_keeps_is_drawn_from_the_models_profile(profile: Path, qu
     assert app.selectbox(key="heads").options == ["leankv"]
 
 
-def test_a_tuning_is_told_with_its_heads_by_kind_of_text(leankv_home: Path, quality: Path) -> None:
-    from leankv.serving.tuning import save_tuning
+def save_tuned(folder: Path, physical: float = 3.0, **about: Any) -> None:
+    from leankv.serving.tuning import TUNE_FILE, save_tuning
 
-    figures = {"loss": 0.008, "interval": [0.001, 0.015], "nominal": 4.0, "physical": 3.0}
+    figures = {"loss": 0.008, "interval": [0.001, 0.015], "nominal": 4.0, "physical": physical}
     spec = "leankv:alpha_low=0.02,alpha_high=1"
     found = {"policy": "leankv", "bound": 0.01, "spec": spec, "held_in": figures, "held_out": figures}
     kept = {spec: {"essays": [[[0.5, 0.1]], [[0.2, 0.2]]], "code": [[[0.4, 0.1]], [[0.1, 0.0]]]}}
-    save_tuning({"model": MODEL, "found": [found], "kept": kept}, leankv_home / "shipped" / "tuned" / "tune.json")
+    save_tuning({"model": MODEL, "found": [found], "kept": kept, **about}, folder / TUNE_FILE)
+
+
+def tuned_ratio(app: AppTest) -> float:
+    (frame,) = (frame.value for frame in app.dataframe if "Setting" in frame.value.columns)
+    return float(frame["Compression, physical"][0])
+
+
+def test_a_tuning_is_told_with_its_heads_by_kind_of_text(leankv_home: Path, quality: Path) -> None:
+    save_tuned(leankv_home / "shipped" / "tuned")
     app = opened("quality")
     rows = [frame.value for frame in app.dataframe if "Setting" in frame.value.columns]
     assert list(rows[0]["Loss, held out"]) == ["+0.80% (+0.10% to +1.50%)"]
-    assert "essays keeps 50%, code 30%. Heads differ most in layer 1, head 0: 40% and 10%" in captions(app)
+    assert "Kept of essays 50%, of code 30%. Heads differ most in layer 1, head 0: 40% and 10%" in captions(app)
+
+
+def test_every_tuning_of_the_model_can_be_chosen_newest_first(leankv_home: Path, quality: Path) -> None:
+    """And no newer one hides another; those of other models and files of no use are not offered."""
+    for age, (job, physical) in enumerate({"newer1": 5.0, "older2": 4.0}.items()):
+        folder = leankv_home / "jobs" / job / "results"
+        save_tuned(folder, physical)
+        os.utime(folder / "tune.json", (1e9 - age, 1e9 - age))
+    save_tuned(leankv_home / "shipped" / "tuned")
+    save_tuned(leankv_home / "jobs" / "other3" / "results", model="another")
+    (leankv_home / "shipped" / "broken").mkdir()
+    (leankv_home / "shipped" / "broken" / "tune.json").write_text("{}")
+    app = opened("quality")
+    assert app.selectbox(key="tuning").options == ["job newer1", "job older2", "tuned"]
+    assert tuned_ratio(app) == 5.0
+    app.selectbox(key="tuning").select("job older2").run()
+    assert tuned_ratio(app) == 4.0 and not app.error
+
+
+def test_a_tunings_folder_can_be_named_and_is_told_with_its_settings(leankv_home: Path, quality: Path) -> None:
+    save_tuned(leankv_home / "shipped" / "tuned")
+    searched = {"windows": 26, "held_out": 16, "prefix_tokens": 768, "scored_tokens": 32, "judge": "upper"}
+    device = {"device": {"name": "cpu, 1 threads"}, "dtype": "float32"}
+    mine = leankv_home / "mine"
+    save_tuned(mine, 7.0, settings={**searched, "texts": ["book.txt"]}, **device)
+    app = opened("quality", tuning=mine)
+    assert tuned_ratio(app) == 7.0
+    said = captions(app)
+    assert f"`{mine}` · leankv · 10 windows searched, 16 held out" in said
+    assert "each 768 tokens of prompt and 32 scored, of book.txt · bounds hold for the upper end" in said
+    assert f"measured {datetime.now(UTC):%Y-%m-%d} on cpu, 1 threads (float32)" in said
+    save_tuned(mine, model="another")
+    assert "holds a tuning of another" in opened("quality", tuning=mine).error[0].value
+
+
+def test_the_tuning_that_ships_is_read_and_says_where_its_search_ended(repository: Path) -> None:
+    """Its file may be older than the note of where a grid ended."""
+    from leankv.serving.tuning import load_tuning
+
+    shipped = repository / "profiles" / "tuning" / MODEL
+    first = load_tuning(shipped / "tune.json")["found"][0]
+    assert "alpha_low=" in first["spec"] and isinstance(first["at_end"], list)
+    assert "windows searched" in tunings.conditions(tunings.opened(shipped, MODEL), shipped)
+
+
+def test_an_older_file_tells_the_highest_levels_that_it_tried(tmp_path: Path) -> None:
+    from leankv.serving.tuning import ended_at_the_grid, load_tuning
+
+    trials = ["leankv:alpha_low=0.02,alpha_high=1", "leankv:alpha_low=0.01,alpha_high=8", "leankv-r:prune=1,low_mass=1"]
+    save_tuned(tmp_path, trials={spec: {} for spec in trials})
+    found = load_tuning(tmp_path / "tune.json")["found"]
+    assert found[0]["at_end"] == ["alpha_low=0.02"]
+    assert ended_at_the_grid(found)[0].startswith("leankv at 1 %: the search ended at alpha_low=0.02, the highest")

@@ -119,7 +119,7 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
         float(shrunk.mean()),
         wilson(shrunk.sum(), len(d)) if len(d) > 1 else None,
         float(lengths.policy.sum() / lengths.baseline.sum()),
-        _interval(lengths.policy, lengths.baseline),
+        _interval(lengths.policy.astype(float), lengths.baseline.astype(float)),
         float(ratios.mean()),
         interval,
         float(lengths.capped.mean()),

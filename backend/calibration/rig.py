@@ -67,7 +67,7 @@ class Rig:
         self.engine = Engine(
             loaded, policy, limits, memory_bytes=memory_bytes, max_tokens=max_tokens, key_means=key_means
         )
-        self.engine.warm_up()
+        self.engine.warm_up(record_all=True)
         self._model = self.engine.steps
         self._stored = StoredSteps(self.engine.cache)
         self._requests = 0

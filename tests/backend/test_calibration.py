@@ -15,10 +15,12 @@ from tests.backend.tiny_folder import save_tiny_model
 
 from leankv.app.cli import main
 from leankv.backend.calibration.design import grid_of, point_tokens
-from leankv.backend.calibration.reference import judged
-from leankv.backend.calibration.rig import ChunkSpec, Rig
+from leankv.backend.calibration.reference import Reference, judged
+from leankv.backend.calibration.rig import OUTPUT, ChunkSpec, Rig, Timed
+from leankv.backend.calibration.steps import _Timing
 from leankv.backend.calibration.stored import Text
 from leankv.backend.capture import capture
+from leankv.backend.engine import Engine
 from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import load_profile, load_steps
@@ -210,6 +212,47 @@ def test_the_bench_tells_when_a_window_passes_a_block_on() -> None:
     rig.fill([126, 100])
     fewer = [timed.fewer for timed in (rig.step() for _ in range(4)) if timed]
     assert fewer == [0, 0, 1, 0]
+
+
+def test_recordings_are_made_before_any_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(Engine, "warm_up", lambda engine, record_all=False: asked.append(record_all))
+    rig_of("fp16")
+    assert asked == [True]
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_a_point_is_rehearsed_once_where_kernels_are_compiled_on_first_use(
+    rehearse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, taken = rig_of("leankv"), []
+    step = rig.step
+
+    def counted(chunks: Sequence[ChunkSpec] = ()) -> Timed | None:
+        taken.append(tuple(chunks))
+        return step(chunks)
+
+    monkeypatch.setattr(rig, "step", counted)
+    grid = grid_of(4, 64, 256, quick=True)
+    timing = _Timing(rig, grid, Reference(rig.engine.model), 0, lambda share: None, rehearse=rehearse)
+    for scene in (grid.scenes[1], grid.scenes[1]):
+        timing.scene(scene)
+    points = grid.scenes[1].points
+    extra = [point.chunks for point in points] if rehearse else []
+    assert len(timing.samples) == 2 * sum(1 if point.chunks else 2 for point in points)
+    assert len(taken) == len(timing.samples) + 2 + len(extra)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_scenes_requests_have_tokens_for_its_rehearsals(quick: bool) -> None:
+    grid = grid_of(64, 2048, 2048, quick)
+    for scene in grid.scenes:
+        steps = 1
+        for point in scene.points:
+            times = 1 + (grid.prompts if point.chunks else grid.decodes)
+            beside = sum(bool(chunk.context) + (not chunk.last) for chunk in point.chunks)
+            steps += times * (1 + beside)
+        assert not scene.contexts or steps < OUTPUT
 
 
 @pytest.mark.parametrize("limits", [(16, 512, 2048), (2, 32, 160), (64, 2048, 8192), (1, 8, 128)])

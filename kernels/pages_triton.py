@@ -60,7 +60,7 @@ def _change(rows, tokens, per_page, counts, held_per_page, number, tier, BLOCK: 
     return row, old, new
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def count_kernel(
     rows, tokens, per_page, counts, held_per_page, scratch, number, MAX_PAGES: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -111,7 +111,7 @@ def _release_tier(row, new, dropped, place, table, free_list, pages, MAX_PAGES: 
         tl.store(entry, -1, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "pages", "blocks"])
 def release_kernel(
     rows, tokens, per_page, counts, held_per_page, table, free_list, state, scratch, number, pages, blocks,
     BLOCKS: tl.constexpr, MAX_PAGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -138,7 +138,7 @@ def _acquire_tier(row, old, grown, place, table, free_list, pages, MAX_PAGES: tl
         tl.store(table + row * MAX_PAGES + column, taken, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "pages", "blocks"])
 def acquire_kernel(
     rows, tokens, per_page, counts, held_per_page, table, free_list, state, scratch, number, pages, blocks,
     BLOCKS: tl.constexpr, MAX_PAGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -160,7 +160,7 @@ def acquire_kernel(
         tl.store(held_per_page + row * 2 + tier, tl.load(per_page + index * 2 + tier, mask=mine, other=0), mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages", "blocks"])
 def commit_kernel(state, scratch, pages, blocks, BLOCKS: tl.constexpr):
     needed, freed, _need_base, _free_base, short, excess, ok = _totals(state, scratch, blocks, BLOCKS)
     head = tl.load(state)

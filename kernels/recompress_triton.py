@@ -188,7 +188,7 @@ def _compaction(tiers, count, kept, sources, targets, ANY_TIER: tl.constexpr, BL
     return moved
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def list_kernel(
     tiers, counts, rows, sources, targets, demoted, wanted, grown, moves, width, number, BLOCK: tl.constexpr
 ):

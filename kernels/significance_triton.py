@@ -65,7 +65,7 @@ def _logits(q, k, first_query, first_key, window, tokens, scale, BLOCK_Q: tl.con
     return tl.where(visible, tl.dot(q, tl.trans(k)) * scale, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "tokens", "splits", "split_keys"])
 def normaliser_kernel(
     queries, keys, normaliser, window, tokens, scale, splits, split_keys,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
@@ -90,7 +90,7 @@ def normaliser_kernel(
     tl.store(at, tl.where(total > 0, largest + tl.log(tl.maximum(total, SMALLEST)), float("-inf")), mask=query < window)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "tokens", "splits"])
 def score_kernel(
     queries, keys, normaliser, scores, window, tokens, scale, splits,
     SPLITS: tl.constexpr, MEAN: tl.constexpr, EACH: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr,

@@ -179,7 +179,7 @@ def read_bookkeeping(
     return score, position
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def store_kernel(
     pool8, pool16, pool32, pages, places, keys, values, scores, positions, mean, errors, rows, heads, key_token,
     key_head, value_token, value_head, PAGE_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,

@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from leankv.backend.weights import Loaded
 
 OnLogits = Callable[[Sequence[LiveRequest], Tensor], None]
+FIRST_CHUNK = 33
+"""Tokens of the first of two chunks that a warm-up serves."""
+
+
+def rehearsed_prompts(most: int) -> list[int]:
+    """Lengths up to `most` after which no other needs a kernel of its own: Triton compiles one for 1, one for multiples
+    of 16 and one for the rest, and some kernels one for each power of two of 64 tokens.
+    """
+    lengths = [1, 16, 33, *(128 << doubled for doubled in range(most.bit_length())), most]
+    return sorted({length for length in lengths if 0 < length <= most})
 
 
 class Engine:
@@ -136,19 +146,38 @@ class Engine:
     def warm_up(self, record_all: bool = False) -> None:
         """Serve a short request, where one fits, and forget it: first calls allocate, compile and page in.
 
+        On a GPU, where kernels are compiled for the lengths that they meet, so are prompts of every length's kind.
+
         record_all: record decode steps of every batch size now, where they are recorded, instead of when they come.
         """
         with torch.inference_mode():
             self.cache.rehearse()
-        prompt = max(1, min(8, self.max_tokens - 3))
-        output = min(3, self.max_tokens - prompt)
-        if self.refusal(prompt, output) is None:
-            self.add(LiveRequest(-1, [0] * prompt, output, Sampling(ignore_eos=True)))
-            while not self.idle:
-                self.step()
+        self._serve_and_forget(max(1, min(8, self.max_tokens - 3)))
+        if self.device.type == "cuda":
+            self._serve_every_kind()
         if record_all:
             self.steps.record_all()
         self.log = StepLog()
+
+    def _serve_every_kind(self) -> None:
+        """Prompts in one chunk, and one whose second chunk comes after a context, as far as they fit."""
+        limits = self.scheduler.limits
+        for prompt in rehearsed_prompts(min(limits.max_num_batched_tokens, self.max_tokens - 3)):
+            self._serve_and_forget(prompt)
+        if limits.chunked_prefill and limits.max_num_batched_tokens >= FIRST_CHUNK:
+            self.scheduler.limits = SchedulerLimits(1, FIRST_CHUNK)
+            try:
+                self._serve_and_forget(min(2 * FIRST_CHUNK - 1, self.max_tokens - 3))
+            finally:
+                self.scheduler.limits = limits
+
+    def _serve_and_forget(self, prompt: int) -> None:
+        output = min(3, self.max_tokens - prompt)
+        if prompt < 1 or self.refusal(prompt, output) is not None:
+            return
+        self.add(LiveRequest(-1, [0] * prompt, output, Sampling(ignore_eos=True)))
+        while not self.idle:
+            self.step()
 
     def _computed(self, decoding: list[LiveRequest], chunks: list[Chunk[LiveRequest]]) -> Computed:
         try:

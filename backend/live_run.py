@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.live_tables import PS_PER_S, live_requests, live_segments, live_timeline, usage
-from leankv.backend.room import GIB, memory_told
+from leankv.backend.room import GIB, memory_told, release_ended
 from leankv.serving.bottleneck import limiting_resource
 from leankv.serving.errors import InputError
 from leankv.serving.metrics import summarise
@@ -95,6 +95,7 @@ def _served(
     meter: PaceMeter | None,
 ) -> Run:
     longest = min(loaded.max_context, int((trace.prompt_tokens + trace.output_tokens).max()))
+    release_ended(loaded.model.device.type)
     engine = Engine(
         loaded,
         config.policy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,15 @@ def memory_told(line: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(said in str(error).lower() for said in NO_MEMORY):
             raise
         raise InputError(line) from error
+
+
+def release_ended(device: str) -> None:
+    """Give back the memory of engines that nothing refers to but their own cycles, before another one is made."""
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: str) -> int | None:

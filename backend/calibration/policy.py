@@ -13,6 +13,7 @@ from leankv.backend.calibration.rig import Rig
 from leankv.backend.calibration.setup import Calibration
 from leankv.backend.calibration.steps import Progress, time_steps
 from leankv.backend.retention_report import retention
+from leankv.backend.room import release_ended
 from leankv.serving.policies.base import Policy
 from leankv.serving.pool_plan import live_pool_pages
 from leankv.serving.profile import HeadRetention
@@ -42,6 +43,7 @@ def measure_policy(
 
     retained: whether what it keeps is measured, too. Raises InputError where it does not run live or does not fit.
     """
+    _begin(setup.loaded.model.device.type)
     rig = Rig(
         setup.loaded,
         policy,
@@ -59,6 +61,13 @@ def measure_policy(
         kept, heads = _kept(setup, policy, lambda share: progress(STEPS_SHARE + (1 - STEPS_SHARE) * share))
     progress(1.0)
     return MeasuredPolicy(steps, kept, heads, memory)
+
+
+def _begin(kind: str) -> None:
+    """The peak is to be this policy's, and none of what an earlier one held."""
+    release_ended(kind)
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _memory(setup: Calibration, policy: Policy, rig: Rig) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from leankv.backend.calibration.steps import _Timing
 from leankv.backend.calibration.stored import Text
 from leankv.backend.capture import capture
 from leankv.backend.engine import Engine
+from leankv.backend.room import release_ended
 from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 from leankv.serving.profile import load_profile, load_steps
@@ -233,6 +235,13 @@ def test_recordings_are_made_before_any_step_is_timed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Engine, "warm_up", lambda engine, record_all=False: asked.append(record_all))
     rig_of("fp16")
     assert asked == [True]
+
+
+def test_an_engine_that_ended_is_gone_before_the_next_is_made() -> None:
+    engines = [weakref.ref(rig_of("leankv").engine)]
+    assert engines[0]() is not None, "its scheduler refers to it, too"
+    release_ended("cpu")
+    assert engines[0]() is None
 
 
 @pytest.mark.parametrize("rehearse", [False, True])

@@ -39,7 +39,8 @@ class Book:
         from leankv.serving.step_samples import samples_table
         from leankv.simulator.step_time.profile_fit import fit_steps, held_out, points
 
-        samples, noise = judged([*self.samples, *measured.samples])
+        on_gpu = self.profile.device.get("backend") == "cuda"
+        samples, noise = judged([*self.samples, *measured.samples], steady=on_gpu)
         timed = points(samples)
         every = {name: _move_every(name) for name in {point.policy for point in timed}}
         fits, errors = fit_steps(timed, every), held_out(timed)

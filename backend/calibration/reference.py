@@ -82,16 +82,19 @@ class Noise:
         return asdict(self)
 
 
-def judged(samples: Sequence[StepSample]) -> tuple[list[StepSample], dict[str, Noise]]:
+def judged(samples: Sequence[StepSample], steady: bool = False) -> tuple[list[StepSample], dict[str, Noise]]:
     """Which steps of all policies and rounds count, at which pace of the machine they ran, and how disturbed it was
     under each policy.
 
     The reference is the same work under every policy, so its best time, and its usual one, is that of all of them.
+
+    steady: the machine has one pace, as a GPU has: there the reference tells how fast the host launches, which decides
+    whether a step was disturbed, but not how long it lasts.
     """
     best = best_s([sample.reference_s for sample in samples])
     scaled = [replace(sample, reference=sample.reference_s / best) for sample in samples]
     kept = kept_of([sample.reference for sample in scaled], [(sample.policy, sample.point) for sample in scaled])
-    judgements = zip(scaled, kept, paces(scaled), strict=True)
+    judgements = zip(scaled, kept, [1.0] * len(scaled) if steady else paces(scaled), strict=True)
     marked = [replace(sample, kept=good, pace=pace) for sample, good, pace in judgements]
     usual_s = float(np.median([sample.reference_s for sample in samples]))
     by_policy: dict[str, list[StepSample]] = {}

@@ -329,6 +329,14 @@ def test_a_machine_that_slows_down_is_taken_for_slower_and_not_the_policy() -> N
     assert min(taken["fp16"]) == pytest.approx(max(taken["int8"]))
 
 
+def test_a_steady_machine_has_one_pace_and_disturbed_steps_are_dropped_all_the_same() -> None:
+    steps = steps_of("fp16", 0, 1.0, 1.2, 3.0, 1.0, points=[0, 1, 1, 2])
+    marked, noise = judged(steps, steady=True)
+    assert [step.pace for step in marked] == [1.0] * 4
+    assert [step.kept for step in marked] == [step.kept for step in judged(steps)[0]] == [True, True, False, True]
+    assert noise == judged(steps)[1]
+
+
 def test_one_slow_reference_is_not_the_machines_pace() -> None:
     marked, _ = judged(steps_of("fp16", 0, *[1e-3] * 10, 4e-3, *[1e-3] * 10, points=range(21)))
     assert max(step.pace for step in marked) < 1.15 and min(step.pace for step in marked) == pytest.approx(1.0)

@@ -16,7 +16,7 @@ from leankv.bench.kernel_cache import append_time, page_times, prefill_time  # n
 from leankv.bench.kernel_checks import checks  # noqa: E402
 from leankv.bench.kernels import TARGETS_US, Plan, measured  # noqa: E402
 from leankv.bench.paged import Shape, filled_paged, mixes  # noqa: E402
-from leankv.bench.timing import seconds  # noqa: E402
+from leankv.bench.timing import _event_timer, seconds  # noqa: E402
 from leankv.kernels import pages as pg  # noqa: E402
 
 CPU, SMALL = torch.device("cpu"), Shape(4, 2, 64)
@@ -146,3 +146,27 @@ def test_command_says_that_cpu_figures_are_cpu_figures(tmp_path: Path, capsys: p
 def test_bad_input_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "kernels", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_gpu_is_busy_while_the_host_launches_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.name = "start" if not called else "end"
+            called.append("made")
+
+        def record(self) -> None:
+            called.append(self.name)
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, other: Event) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: called.append("idle"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: called.append("busy"))
+    assert _event_timer(lambda: called.append("run"), torch.device("cuda"))() == 2e-3
+    assert called[2:] == ["idle", "busy", "start", "run", "end"]

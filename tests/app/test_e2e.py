@@ -147,7 +147,7 @@ def test_quality_is_read_and_its_samples_are_shown(server: str, page: playwright
     playwright.expect(page.locator(".st-key-verdict")).to_contain_text("leankv compresses most within 1%")
     page.get_by_role("radio", name="Needles found").click()
     playwright.expect(chart(page, "Needles found against physical compression").first).to_be_visible()
-    playwright.expect(page.get_by_text(re.compile("samples fail under it"))).to_be_visible()
+    playwright.expect(page.get_by_text(re.compile("samples that fp16 does well on fail under it"))).to_be_visible()
     playwright.expect(page.get_by_text("Right answer")).to_be_visible()
     # of a tuning of this model, which ships; without one, of 512 tokens from the job's profile
     playwright.expect(chart(page, "Share of essays kept")).to_be_visible()

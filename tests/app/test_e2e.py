@@ -228,7 +228,7 @@ def test_an_uploaded_trace_is_simulated(server: str, page: playwright.Page, tmp_
 
 
 def test_a_sweep_survives_a_reload_and_can_be_cancelled(server: str, page: playwright.Page) -> None:
-    page.goto(f"{server}/?limit=0&policy=fp16")
+    page.goto(f"{server}/?limit=0&policy=fp16&policy=kivi&policy=leankv")
     settled(page)
     page.get_by_role("button", name="Sweep the rate").click()
     playwright.expect(page.get_by_text(re.compile("Sweeping rates"))).to_be_visible()

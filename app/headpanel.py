@@ -11,6 +11,7 @@ import streamlit as st
 
 from leankv.app import profiles, tunings
 from leankv.app.figures.quality import kept_by_head
+from leankv.app.folderchoice import chosen_folder
 from leankv.app.views import is_dark, numbers, show
 from leankv.serving.errors import InputError
 from leankv.serving.tuning import ended_at_the_grid
@@ -60,18 +61,8 @@ def head_panel(model: str, tuning: Mapping[str, Any] | None) -> None:
 
 
 def _chosen(model: str) -> Path | None:
-    places = tunings.of_model(model)
-    name = st.selectbox(
-        "Tuning",
-        list(places),
-        0 if places else None,
-        key="tuning",
-        accept_new_options=True,
-        placeholder="Type a folder",
-        help="One of this model that a job made or that ships, or a folder that `leankv tune` wrote: type it.",
-        bind="query-params",
-    )
-    return (places.get(name) or Path(name).expanduser()) if name else None
+    told = "One of this model that a job made or that ships, or a folder that `leankv tune` wrote: type it."
+    return chosen_folder("Tuning", tunings.of_model(model), "tuning", told, "visible")
 
 
 def _by_text(kept: Mapping[str, Mapping[str, Any]]) -> None:

@@ -168,7 +168,7 @@ _KINDS = (
                 "Profile",
                 "profile",
                 None,
-                "What `calibrate` measured on this machine and model. None: one is measured first, some minutes more.",
+                "What `calibrate` measured on this machine and model. None: one is measured between the repeats.",
                 otherwise=("--calibrate",),
             ),
             policies("fp16", "int8", "kivi", "leankv"),

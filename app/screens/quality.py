@@ -9,6 +9,7 @@ import streamlit as st
 
 from leankv.app import found, qualitywords
 from leankv.app.figures import quality as figures
+from leankv.app.folderchoice import chosen_folder
 from leankv.app.headpanel import head_panel, tuning_panel
 from leankv.app.navigation import link
 from leankv.app.negativebrowser import negative_browser
@@ -61,19 +62,8 @@ def page() -> None:
 
 def _chosen() -> Path | None:
     st.subheader("Evaluation")
-    places = found.offered("quality")
-    name = st.selectbox(
-        "Evaluation",
-        list(places),
-        0 if places else None,
-        key="quality",
-        accept_new_options=True,
-        placeholder="Type a folder",
-        label_visibility="collapsed",
-        help="One that ships with this project, that a job made, or a folder that `leankv evaluate` wrote: type it.",
-        bind="query-params",
-    )
-    return (places.get(name) or Path(name).expanduser()) if name else None
+    told = "One that ships with this project, that a job made, or a folder that `leankv evaluate` wrote: type it."
+    return chosen_folder("Evaluation", found.offered("quality"), "quality", told)
 
 
 def _teach() -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from leankv.app import found, profiles, validationwords
 from leankv.app.figures import holdup, parity
+from leankv.app.folderchoice import chosen_folder
 from leankv.app.navigation import link
 from leankv.app.views import draw_cards, is_dark, numbers, show
 from leankv.serving.errors import InputError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 KINDS = {"Latency": ("latency",), "Throughput": ("rate",), "KV pages and preemptions": ("pages", "held", "count")}
 METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
 TEACHING = """\
-leankv calibrate --model smollm2-135m --output-dir profiles/mine
+leankv validate --calibrate --limit 40 --max-prompt 256 --max-output 32 --output-dir validated
 leankv validate --profile profiles/mine --limit 40 --max-prompt 256 --max-output 32 --output-dir validated"""
 
 
@@ -40,19 +41,8 @@ def page() -> None:
 
 def _chosen() -> Path | None:
     st.subheader("Validation")
-    places = found.offered("validation")
-    name = st.selectbox(
-        "Validation",
-        list(places),
-        0 if places else None,
-        key="validation",
-        accept_new_options=True,
-        placeholder="Type a folder",
-        label_visibility="collapsed",
-        help="One that ships with this project, that a job made, or the folder of a `validation.json`: type its path.",
-        bind="query-params",
-    )
-    return (places.get(name) or Path(name).expanduser()) if name else None
+    told = "One that ships with this project, that a job made, or the folder of a `validation.json`: type its path."
+    return chosen_folder("Validation", found.offered("validation"), "validation", told)
 
 
 def _teach() -> None:

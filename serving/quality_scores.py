@@ -159,16 +159,27 @@ def of_policy(samples: pa.Table, policy: str, task: str | None = None) -> pa.Tab
     return samples.filter(chosen if task is None else pc.and_(chosen, pc.equal(samples["task"], task)))
 
 
-def score_all(samples: pa.Table, policy: str) -> dict[str, Score]:
-    """Every metric that the policy's samples have, against the baseline's where that is there."""
+def score_all(samples: pa.Table, policy: str, against: str = BASELINE) -> dict[str, Score]:
+    """Every metric that the policy's samples have, held against another policy's where that was measured."""
     found: dict[str, Score] = {}
     for name, metric in METRICS.items():
         mine = of_policy(samples, policy, metric.task)
-        baseline = None if policy == BASELINE else of_policy(samples, BASELINE, metric.task)
+        baseline = None if policy == against else of_policy(samples, against, metric.task)
         one = score(metric, mine, baseline) if len(mine) else None
         if one is not None:
             found[name] = one
     return found
+
+
+def window_losses(samples: pa.Table, policy: str, against: str) -> dict[str, float]:
+    """How much more a token costs under `policy` than under `against`, in nats, by window that both scored."""
+    metric = METRICS["perplexity"]
+    mine, theirs = (_by_sample(of_policy(samples, name, metric.task), metric) for name in (policy, against))
+    return {
+        window: theirs[window][0] / theirs[window][1] - nats / tokens
+        for window, (nats, tokens) in mine.items()
+        if window in theirs
+    }
 
 
 def _by_sample(samples: pa.Table, metric: Metric) -> dict[str, tuple[float, ...]]:

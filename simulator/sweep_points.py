@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from leankv.traces.trace import Trace
 
 POLL_S = 0.2
+GIVE_UP_S = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +145,16 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(active_children()) - others:
             child.terminate()
+        _await_managers()
         raise
     pool.shutdown()
+
+
+def _await_managers() -> None:
+    """Let threads that manage pools finish: an interpreter that exits while one closes its pipe complains of it."""
+    for thread in threading.enumerate():
+        if type(thread).__module__ == ProcessPoolExecutor.__module__:
+            thread.join(GIVE_UP_S)
 
 
 def _ignore_ctrl_c() -> None:

@@ -18,7 +18,7 @@ HEAVY = {
     "torch", "triton", "transformers", "streamlit", "plotly", "duckdb", "pyarrow", "pandas", "scipy", "simpy",
     "pydantic", "ray", "optuna",
 }  # fmt: skip
-NEEDED = {"lengths": ["a-folder"], "negatives": ["a-folder"]}
+NEEDED = {"lengths": ["a-folder"], "negatives": ["a-folder"], "quality": ["a-folder"]}
 EVERY_COMMAND = [*([name] for name in cli.commands() if name != "bench"), *(["bench", w] for w in cli.benchmarks())]
 
 

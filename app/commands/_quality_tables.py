@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from leankv.serving.negative_samples import THETA, counts
 from leankv.serving.paired import BASELINE
 from leankv.serving.quality_amounts import preset_words, window_words
-from leankv.serving.quality_scores import Interval, Score
+from leankv.serving.quality_scores import Interval, Score, score_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 WIDTH = 210
 Cell = Callable[["PolicyQuality"], str]
 NONE = "-"
+PAIRED = (
+    ("perplexity", "perplexity", "{:+.2%}"),
+    ("needles", "needle", "{:+.0%}"),
+    ("choices", "choice", "{:+.0%}"),
+    ("answers", "answers", "{:+.0%}"),
+)
+"""Columns of differences: title, metric, form."""
 
 
 def print_quality(quality: Quality) -> None:
@@ -38,6 +45,22 @@ def print_quality(quality: Quality) -> None:
         "of the policy's samples that fp16 scores above 0 and at least as well as usual, those on which the policy is "
         f"more than {THETA:.0%} worse than fp16."
     )
+
+
+def print_against(quality: Quality, against: str) -> None:
+    """A table on standard output: each policy's differences to `against` on the samples that both have."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table("policy", box=None, pad_edge=False, title=f"differences to {against} on the same samples")
+    for title in ("physical x", *(title for title, _, _ in PAIRED)):
+        table.add_column(title, justify="right")
+    for name, policy in quality.policies.items():
+        scores = score_all(quality.samples, name, against)
+        cells = (_difference_words(scores.get(metric), form) for _, metric, form in PAIRED)
+        table.add_row(name, f"{policy.physical_ratio:.2f}", *cells)
+    console.print(table)
 
 
 def _heading(quality: Quality) -> str:
@@ -103,13 +126,13 @@ def _interval(metric: str, form: str) -> Cell:
 
 
 def _difference(metric: str, form: str) -> Cell:
-    def shown(policy: PolicyQuality) -> str:
-        found: Score | None = policy.scores.get(metric)
-        if found is None or found.difference is None:
-            return NONE
-        return f"{form.format(found.difference)} {_bounds(found.difference_interval, form)}"
+    return lambda policy: _difference_words(policy.scores.get(metric), form)
 
-    return shown
+
+def _difference_words(found: Score | None, form: str) -> str:
+    if found is None or found.difference is None:
+        return NONE
+    return f"{form.format(found.difference)} {_bounds(found.difference_interval, form)}"
 
 
 def _lengths(name: str, form: str) -> Cell:

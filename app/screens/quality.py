@@ -13,6 +13,7 @@ from leankv.app.folderchoice import chosen_folder
 from leankv.app.headpanel import head_panel, tuning_panel
 from leankv.app.navigation import link
 from leankv.app.negativebrowser import negative_browser
+from leankv.app.pairpanel import pair_panel
 from leankv.app.views import download_csv, is_dark, show
 from leankv.serving.errors import InputError
 from leankv.serving.paired import BASELINE
@@ -94,6 +95,7 @@ def _draw(quality: Quality) -> None:
         st.warning(line, icon=":material/warning:")
     _frontier(quality)
     _table(quality)
+    pair_panel(quality)
     _tasks(quality)
     _needles(quality)
     negative_browser(quality)

@@ -48,6 +48,17 @@ def quality(tmp_path_factory):
     return save_quality(found, tmp_path_factory.mktemp("quality") / "q")
 
 
+def test_quality_holds_every_policy_against_the_one_named(tmp_path, made, capsys) -> None:
+    folder = made.quality_folder(tmp_path / "q")
+    assert main(["quality", str(folder), "--against", "leankv-r"]) == 0
+    tables, _, paired = capsys.readouterr().out.partition("differences to leankv-r")
+    assert "to fp16" in tables
+    rows = {line.split()[0]: line.split() for line in paired.splitlines() if line.strip()}
+    assert rows["leankv-r"][2:] == ["-"] * 4 and float(rows["leankv"][2].rstrip("%")) < 0
+    assert main(["quality", str(folder), "--against", "leankv-x"]) == 2
+    assert "leankv-r" in capsys.readouterr().err
+
+
 def test_negatives(quality, tmp_path, capsys) -> None:
     out = tmp_path / "negatives.json"
     assert main(["negatives", str(quality), "--theta", "0.1", "--show", "1", "--json", str(out)]) == 0

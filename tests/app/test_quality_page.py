@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
 
-from leankv.app import qualitywords
+from leankv.app import pairwords, qualitywords
 from leankv.app.figures import quality as figures
+from leankv.app.figures.pair import by_window
 from leankv.serving.quality import Quality, load_quality, samples_table
 from leankv.serving.quality_scores import OutputLengths
 
@@ -50,14 +51,45 @@ def test_the_page_judges_and_draws(leankv_home: Path, folder: Path) -> None:
     app = opened(quality=str(folder))
     assert app.markdown[0].value.startswith("**leankv compresses most within 1%")
     assert "int4 breaks the model" in app.markdown[0].value
-    # frontier, four tasks, two needle maps, negative samples, growth
-    assert len(app.get("plotly_chart")) == 1 + 4 + 2 + 1 + 1
+    # frontier, one against another, four tasks, two needle maps, negative samples, growth
+    assert len(app.get("plotly_chart")) == 1 + 1 + 4 + 2 + 1 + 1
     assert list(app.dataframe[1].value["Policy"]) == ["fp16", "int8", "kivi:bits=4", "leankv", "int4", "leankv-r"]
 
 
 def test_another_metric_and_policy_can_be_chosen(leankv_home: Path, folder: Path) -> None:
     app = opened(quality=str(folder), by="Needles found", show="int4")
     assert any(block.value == "**int4**" for block in app.markdown)
+
+
+def test_any_two_policies_are_held_against_each_other(leankv_home: Path, folder: Path) -> None:
+    app = opened(quality=str(folder), one="int4", other="int8")
+    (said,) = (block.value for block in app.markdown if block.value.startswith("**int4 loses more than int8: +"))
+    assert "higher on 40 of them" in said and "**not of a size**" in said
+    assert any("two different" in block.value for block in opened(quality=str(folder), one="int4", other="int4").info)
+
+
+def test_leankv_is_first_held_against_another_method_of_its_size(quality: Quality) -> None:
+    ratios = {name: each.physical_ratio for name, each in quality.policies.items()}
+    first, other = pairwords.nearest(quality) or ("", "")
+    assert first == "leankv" and other in set(ratios) - {"fp16", "leankv", "leankv-r"}
+    assert abs(ratios[other] - ratios["leankv"]) == min(
+        abs(ratios[name] - ratios["leankv"]) for name in ratios if name not in ("fp16", "leankv", "leankv-r")
+    )
+    assert pairwords.nearest(without(quality, "int8", ("perplexity",))) is not None
+
+
+def test_policies_that_scored_nothing_together_are_told_so(quality: Quality) -> None:
+    bare = without(quality, "int8", ("perplexity",))
+    assert "No text was scored under both" in pairwords.verdict(bare, "int8", "leankv")
+    assert not pairwords.losses(bare, "int8", "leankv")
+    assert "Perplexity (%)" not in pairwords.table(bare, "int8", "leankv")["Metric"].to_pylist()
+
+
+def test_the_same_answers_cannot_be_told_apart(quality: Quality) -> None:
+    rows = quality.samples.to_pylist()
+    copied = [{**row, "policy": "int4"} for row in rows if row["policy"] == "int8"]
+    twins = replace(quality, samples=samples_table([row for row in rows if row["policy"] != "int4"] + copied))
+    assert "int4 cannot be told from int8: +0.0%" in pairwords.verdict(twins, "int4", "int8")
 
 
 def test_what_is_no_evaluation_is_one_line(leankv_home: Path, tmp_path: Path) -> None:
@@ -235,6 +267,12 @@ def test_every_chart_has_words_and_numbers(quality: Quality, dark: bool) -> None
         assert len(chart.alt) > 30
         assert chart.table.num_rows > 0
         assert chart.figure.to_json()
+
+
+def test_windows_are_drawn_from_the_least_loss_to_the_most() -> None:
+    chart = by_window({"a": 0.5, "b": -0.25, "c": 0.0}, "leankv", "kivi")
+    assert list(chart.figure.data[0].y) == [-0.25, 0.0, 0.5]
+    assert "higher loss on 1 of 3 windows" in chart.alt and chart.table["window"].to_pylist() == ["b", "c", "a"]
 
 
 def test_negative_samples_are_shown_with_every_answer(leankv_home: Path, folder: Path) -> None:

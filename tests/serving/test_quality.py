@@ -14,7 +14,7 @@ from leankv.serving.errors import InputError
 from leankv.serving.length_shift import paired_lengths, shift
 from leankv.serving.models import model_named
 from leankv.serving.quality import QUALITY_FILE, SAMPLES_FILE, Quality, load_quality, samples_table, save_quality
-from leankv.serving.quality_scores import METRICS, score
+from leankv.serving.quality_scores import METRICS, score, score_all, window_losses
 
 BYTES = {"kv_fp16_bytes": 1200, "kv_payload_bytes": 600, "kv_page_bytes": 800}
 
@@ -110,6 +110,23 @@ def test_only_samples_of_both_are_paired() -> None:
     found = quality(rows).policies["kivi"].scores["perplexity"]
     assert (found.n, found.paired) == (6, 2)
     assert found.difference == pytest.approx(math.exp(0.5) - 1)
+
+
+def test_two_policies_are_paired_with_each_other_as_each_is_with_fp16() -> None:
+    random = np.random.default_rng(3)
+    rows = [window(name, n, float(random.normal(100, 20))) for n in range(12) for name in ("fp16", "leankv", "kivi")]
+    samples = quality(rows).samples
+    one, other = score_all(samples, "leankv", "kivi")["perplexity"], score_all(samples, "kivi", "leankv")["perplexity"]
+    assert one.difference is not None and other.difference is not None
+    assert one.difference_interval is not None and other.difference_interval is not None
+    assert (1 + one.difference) * (1 + other.difference) == pytest.approx(1)
+    low, high = other.difference_interval
+    assert [1 / (1 + end) - 1 for end in (high, low)] == pytest.approx(one.difference_interval, rel=0.05)
+    losses = window_losses(samples, "leankv", "kivi")
+    # All windows have as many tokens, so the mean of their losses is the perplexities' ratio.
+    assert math.exp(np.mean(list(losses.values()))) - 1 == pytest.approx(one.difference)
+    assert {window: -loss for window, loss in window_losses(samples, "kivi", "leankv").items()} == pytest.approx(losses)
+    assert score_all(samples, "kivi", "kivi")["perplexity"].difference is None
 
 
 def test_a_folder_comes_back_as_it_was_and_twice_is_the_same_bytes(tmp_path: Path) -> None:

@@ -31,12 +31,13 @@ from torch import Tensor
 from leankv.backend import cache_measure, cache_prompt, cache_residual, cache_step
 from leankv.backend.cache_buffers import StepBuffers, largest_batch, step_buffers
 from leankv.backend.cache_measure import Measured
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.backend.cache_slots import Request, SlotState, slot_numbers
 from leankv.kernels import pages as pg
 from leankv.kernels.attention import decode_attention
 from leankv.kernels.layout import new_pool
 from leankv.kernels.paths import Path, path_for
+from leankv.kernels.rope import turns_of
 from leankv.kernels.selectors import decode_rule
 from leankv.kernels.transforms import AS_THEY_ARE, KeyTransform
 from leankv.serving.policies.base import Policy
@@ -45,7 +46,7 @@ from leankv.serving.pool_plan import most_pages_a_row, page_bytes_of, pages_in, 
 
 
 class KVCache:
-    """See the module. `key_means` float32 [layers, kv_heads, head_dim] is needed by policies that centre keys.
+    """See the module. `key_means` are needed by policies that centre keys.
 
     memory_bytes: for the pool, its tables and counters, and on CUDA what the kernels write between their launches.
     slots: requests at once. max_tokens: longest request.
@@ -61,7 +62,7 @@ class KVCache:
         memory_bytes: int,
         max_tokens: int,
         device: torch.device | str = "cpu",
-        key_means: Tensor | None = None,
+        key_means: KeyMeans | None = None,
         path: Path | None = None,
     ) -> None:
         self.shape, self.max_tokens = shape, max_tokens
@@ -88,6 +89,8 @@ class KVCache:
         self.errors = torch.zeros(1, dtype=torch.int32, device=device)
         self._transforms = tuple(self._transform_of(policy, key_means) for policy in policies)
         self.rotates = any(transforms[0].rotated for transforms in self._transforms)
+        turning = [number for number, transforms in enumerate(self._transforms) if transforms[0].turns is not None]
+        self.turning = self._transforms[turning[0]] if turning else None
         self._step: cache_step.Step | None = None
 
     def admit(self, slot: int, prompt: int, policy: int = 0, alphas: tuple[float, float] | None = None) -> None:
@@ -128,8 +131,7 @@ class KVCache:
         cache_prompt.settle(self, slot)
         if request.done == request.prompt:
             formats = [self.layouts.index(layout) for layout in request.layout.tiers]
-            rotated = self._transforms[request.policy][0].rotated
-            self.state.open(slot, request, [*formats, -1][:2], rotated)
+            self.state.open(slot, request, [*formats, -1][:2], self._transforms[request.policy][0])
 
     def prepare_step(self, slots: Sequence[int]) -> None:
         """On the host, before the step of `slots`: full windows of KIVI's requests pass a block on."""
@@ -239,11 +241,15 @@ class KVCache:
             )  # fmt: skip
         return self._buffers
 
-    def _transform_of(self, policy: Policy, means: Tensor | None) -> tuple[KeyTransform, ...]:
-        centred, rotated = "centred" in policy.key_transform, "rotated" in policy.key_transform
-        if centred and means is None:
+    def _transform_of(self, policy: Policy, means: KeyMeans | None) -> tuple[KeyTransform, ...]:
+        rotated = "rotated" in policy.key_transform
+        if "centred" not in policy.key_transform:
+            return (KeyTransform(rotated=rotated) if rotated else AS_THEY_ARE,) * self.shape.layers
+        if means is None:
             raise ValueError(f"policy {policy.name} centres keys: give the model's mean keys")
-        if not (centred or rotated):
-            return (AS_THEY_ARE,) * self.shape.layers
-        chosen = means.to(self.pool.device) if centred and means is not None else [None] * self.shape.layers
-        return tuple(KeyTransform(mean, rotated) for mean in chosen)
+        if "rope" not in policy.key_transform:
+            return tuple(KeyTransform(mean, rotated) for mean in means.plain.to(self.pool.device))
+        if means.before_rope is None or means.frequencies is None:
+            raise ValueError("keys cannot be centred before RoPE: the model has no one rotary embedding for all layers")
+        turns = turns_of(means.frequencies, self.max_tokens).to(self.pool.device)
+        return tuple(KeyTransform(mean, rotated, turns) for mean in means.before_rope.to(self.pool.device))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leankv.backend.cache_report import GRID, QUICK, HeadFigures, Progress, exact_outputs, measure, settings
-from leankv.backend.capture import Captured, capture, mean_keys
+from leankv.backend.capture import Captured, capture
+from leankv.backend.key_means import mean_keys, rope_frequencies
 from leankv.backend.retention_report import CONTEXTS, retention
 from leankv.backend.texts import essays, read_texts, windows
 from leankv.backend.weights import Loaded, load
@@ -58,7 +59,7 @@ class CacheBench:
         """Run the model over the texts, and over one more whose mean keys serve the policies that centre keys."""
         self.prompt = prompt
         found = self._captured(prompt + steps, self.limit + 1, progress)
-        self.key_means = mean_keys(found.pop())
+        self.key_means = mean_keys([found.pop()], rope_frequencies(self._loaded()))
         self.captured = found
 
     def lines(self, progress: Progress) -> list[dict[str, Any]]:

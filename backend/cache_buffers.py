@@ -50,7 +50,8 @@ def step_buffers(
     scored = any(policy.bookkeeping for policy in policies)
     batch = largest_batch(slots)
     heads = shape.heads, shape.kv_heads, shape.head_dim
-    attention = decode_buffers(batch, *heads, max_tokens, scored, device)
+    turning = any(policy.key_transform.startswith("rope") for policy in policies)
+    attention = decode_buffers(batch, *heads, max_tokens, scored, device, max_tokens if turning else 0)
     contributions = torch.empty(batch, shape.kv_heads, max_tokens, device=device) if scored else None
     recompression = None
     if any(isinstance(policy.budget, MassTiers) for policy in policies):

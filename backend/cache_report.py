@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.backend.capture import Captured
 from leankv.kernels import pages as pg
 from leankv.serving.errors import InputError
@@ -119,7 +119,7 @@ def _exact(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
     return outputs.unflatten(1, (-1, steps)).permute(2, 0, 1, 3).reshape(steps, heads, head_dim)
 
 
-def filled_cache(policy: Policy, texts: Sequence[Captured], prompt: int, key_means: Tensor) -> KVCache:
+def filled_cache(policy: Policy, texts: Sequence[Captured], prompt: int, key_means: KeyMeans) -> KVCache:
     """A cache that holds the first `prompt` tokens of each text, in slots 0, 1, ...; whole prompts, unstaged."""
     shape, longest = shape_of(texts[0]), texts[0].tokens
     memory = 2 * len(texts) * (longest + 256) * shape.layers * shape.kv_heads * FP16.payload_bytes(shape.head_dim)
@@ -142,7 +142,7 @@ def measure(
     texts: Sequence[Captured],
     exact: Sequence[Tensor],
     prompt: int,
-    key_means: Tensor,
+    key_means: KeyMeans,
     progress: Progress | None = None,
 ) -> HeadFigures:
     """Run one setting. texts: captured, all of one length; exact: `exact_outputs` of each."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from leankv.kernels.selectors import recent_tokens
+from leankv.kernels.transforms import KeyTransform
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.budgets import MassTiers, Thresholds
 from leankv.serving.policies.held_tokens import capacity
@@ -64,7 +65,8 @@ class Request:
 class SlotState:
     """By slot, on the device: int32 [slots], formats [slots, 2] as decode attention reads them, alphas float32.
 
-    length: positions cached, the next token's position. policy: -1 where the slot does not decode.
+    length: positions cached, the next token's position. policy: -1 where the slot does not decode. rotated, turning: 1
+    where keys are stored rotated, and where they were centred by position.
     """
 
     length: Tensor
@@ -73,6 +75,7 @@ class SlotState:
     capacity: Tensor
     recent: Tensor
     rotated: Tensor
+    turning: Tensor
     formats: Tensor
     alpha_low: Tensor
     alpha_high: Tensor
@@ -91,19 +94,21 @@ class SlotState:
             capacity=filled(0, slots),
             recent=filled(0, slots),
             rotated=filled(0, slots),
+            turning=filled(0, slots),
             formats=filled(-1, slots, 2),
             alpha_low=torch.zeros(slots, device=device),
             alpha_high=torch.zeros(slots, device=device),
         )
 
-    def open(self, slot: int, request: Request, formats: list[int], rotated: bool) -> None:
+    def open(self, slot: int, request: Request, formats: list[int], transform: KeyTransform) -> None:
         """The prompt of `slot` is complete: it decodes from now on."""
         policy = request.layout.policy
         self.length[slot] = self.prompt[slot] = request.prompt
         self.policy[slot] = request.policy
         self.capacity[slot] = capacity(policy, request.prompt)
         self.recent[slot] = recent_tokens(policy, request.prompt)
-        self.rotated[slot] = int(rotated)
+        self.rotated[slot] = int(transform.rotated)
+        self.turning[slot] = int(transform.turns is not None)
         for tier, format in enumerate(formats):
             self.formats[slot, tier] = format
         self.alpha_low[slot], self.alpha_high[slot] = request.thresholds

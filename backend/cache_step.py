@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leankv.backend.cache_slots import slot_numbers
 from leankv.kernels import pages as pg
-from leankv.kernels.attention import LayerCache
+from leankv.kernels.attention import LayerCache, TurnedCentres
 from leankv.kernels.decode_rules import StepInputs
 from leankv.kernels.decode_step import make_room, plan_step
 from leankv.kernels.recompress import recompress
@@ -98,7 +98,15 @@ def layer_view(cache: KVCache, layer: int) -> LayerCache:
         token_counts=cache.tables.counts.view(shape)[:, layer],
         tier_formats=cache.state.formats,
         rotated=cache.state.rotated if cache.rotates else None,
+        centres=_centres(cache, layer),
     )
+
+
+def _centres(cache: KVCache, layer: int) -> TurnedCentres | None:
+    transform = None if cache.turning is None else cache.turning[layer]
+    if transform is None or transform.mean is None or transform.turns is None:
+        return None
+    return TurnedCentres(transform.mean, transform.turns, cache.state.turning, cache.state.length)
 
 
 def update(cache: KVCache, step: Step, layer: int) -> None:

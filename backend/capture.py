@@ -72,11 +72,6 @@ def capture(loaded: Loaded, tokens: Tensor) -> Captured:
     return recorded
 
 
-def mean_keys(captured: Captured) -> Tensor:
-    """Mean key of every layer and KV head, float32 [layers, kv_heads, head_dim]: what centred keys are centred on."""
-    return torch.stack([keys.float().mean(0) for keys in captured.keys])
-
-
 def _register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS

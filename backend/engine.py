@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leankv.backend.attention import attend_through_cache, past_window
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.page_account import LivePages
 from leankv.backend.room import GIB, memory_told
@@ -66,7 +66,7 @@ class Engine:
         *,
         memory_bytes: int,
         max_tokens: int,
-        key_means: Tensor | None = None,
+        key_means: KeyMeans | None = None,
         on_logits: OnLogits | None = None,
         recorded: bool | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.live_tables import PS_PER_S, live_requests, live_segments, live_timeline, usage
@@ -22,8 +23,6 @@ from leankv.serving.runs import Run
 from leankv.serving.scheduler import SchedulerLimits
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from leankv.backend.pace import PaceMeter
     from leankv.backend.weights import Loaded
     from leankv.traces.trace import Trace
@@ -68,7 +67,7 @@ def run_live(
     trace: Trace,
     prompts: Sequence[Sequence[int]],
     progress: Progress,
-    key_means: Tensor | None = None,
+    key_means: KeyMeans | None = None,
     meter: PaceMeter | None = None,
 ) -> Run:
     """Serve the trace under one policy; `progress` is called with the share of tokens computed, and `meter`, if
@@ -91,7 +90,7 @@ def _served(
     trace: Trace,
     prompts: Sequence[Sequence[int]],
     progress: Progress,
-    key_means: Tensor | None,
+    key_means: KeyMeans | None,
     meter: PaceMeter | None,
 ) -> Run:
     longest = min(loaded.max_context, int((trace.prompt_tokens + trace.output_tokens).max()))

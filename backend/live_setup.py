@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.key_means import key_means_of
 from leankv.backend.live_request import Sampling
 from leankv.backend.live_run import LiveConfig
@@ -21,8 +22,6 @@ from leankv.serving.policies.base import Policy
 from leankv.serving.scheduler import SchedulerLimits
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from leankv.traces.trace import Trace
 
 DEFAULT_CPU_BYTES = GIB
@@ -39,7 +38,7 @@ class LiveSetup:
     device: Mapping[str, Any]
     kv_memory_bytes: int
     prompts: Sequence[Sequence[int]]
-    key_means: Tensor | None
+    key_means: KeyMeans | None
 
     def config(
         self, policy: Policy, limits: SchedulerLimits, sampling: Sampling, slo: Mapping[str, float]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.engine import Engine
+from leankv.backend.key_means import rope_frequencies
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.weights import Loaded
 from leankv.serving.formats import FP16
@@ -44,6 +46,12 @@ def room_for(loaded: Loaded, policy: Policy, requests: int, longest: int) -> int
     return int(SLACK * requests * longest * rows * token) + 4 * requests * rows * a_page + (1 << 24)
 
 
+def _no_means(loaded: Loaded) -> KeyMeans:
+    """Zeros: what keys are centred on changes no time."""
+    zeros = torch.zeros(loaded.layers, loaded.kv_heads, loaded.head_dim)
+    return KeyMeans(zeros, zeros, rope_frequencies(loaded))
+
+
 def _filled(loaded: Loaded, policy: Policy, prompts: Sequence[Sequence[int]], rounds: int) -> Engine:
     """An engine in which every prompt is complete, with room for `rounds` decode steps."""
     longest = max(map(len, prompts)) + rounds + 2
@@ -53,7 +61,7 @@ def _filled(loaded: Loaded, policy: Policy, prompts: Sequence[Sequence[int]], ro
         SchedulerLimits(len(prompts), sum(map(len, prompts)), chunked_prefill=False),
         memory_bytes=room_for(loaded, policy, len(prompts), longest),
         max_tokens=longest,
-        key_means=torch.zeros(loaded.layers, loaded.kv_heads, loaded.head_dim),
+        key_means=_no_means(loaded),
     )
     for row, prompt in enumerate(prompts):
         engine.add(LiveRequest(row, prompt, rounds + 2, Sampling(ignore_eos=True)))

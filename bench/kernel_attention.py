@@ -109,7 +109,7 @@ def _check(paged: Paged, query: Tensor, output: Tensor, gains: Tensor | None) ->
         cache = _slot_on_cpu(paged.layer(0), slot)
         group = query[slot].double().cpu().view(paged.shape.kv_heads, -1, paged.shape.head_dim)
         for head in {0, paged.shape.kv_heads - 1} if paged.context > LONG else range(paged.shape.kv_heads):
-            keys, values = (x.double() for x in held_tokens(cache, 0, head))
+            keys, values = (x.double() for x in held_tokens(cache, 0, head)[:2])
             weights = (group[head] @ keys.T * paged.shape.scale).softmax(-1)
             expected, got = weights @ values, output[slot].view(paged.shape.kv_heads, -1, paged.shape.head_dim)[head]
             worst = max(worst, float((got.double().cpu() - expected).abs().max() / expected.abs().max()))

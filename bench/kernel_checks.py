@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.bench.kernel_attention import WrongResult
 from leankv.kernels.paths import Path
 from leankv.serving.policies.registry import policy_named
@@ -121,7 +121,8 @@ def _outputs(
     queries, keys, values = (
         x.half().to(device) if device.type == "cuda" else x.half().float() for x in (queries, keys, values)
     )
-    means = torch.randn(2, SHAPE.kv_heads, SHAPE.head_dim, generator=generator)
+    plain, before = torch.randn(2, 2, SHAPE.kv_heads, SHAPE.head_dim, generator=generator)
+    means = KeyMeans(plain, before, 1e4 ** -torch.linspace(0, 1, SHAPE.head_dim // 2))
     memory = {"slots": 2, "memory_bytes": 1 << 25, "max_tokens": 256}
     cache = KVCache(SHAPE, [policy_named(name)], **memory, device=device, key_means=means, path=path)
     cache.admit(0, PROMPT)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from leankv.kernels import attention_reference, attention_torch
 from leankv.kernels.paths import Path, path_for
+from leankv.kernels.rope import against
 from leankv.serving.pages import PageLayout
 
 HEADS_A_PROGRAM = 8
@@ -31,12 +32,36 @@ Sixteen heads a program would need twice the registers, and one-warp programs ha
 
 
 @dataclass(frozen=True, eq=False)
+class TurnedCentres:
+    """What keys were centred on that were centred by position: attention adds the query's product with it again.
+
+    mean float32 [kv_heads, head_dim], from before RoPE; turns float32 [positions, 2, n] (`kernels/rope.py`); chosen
+    int32 [slots]: 1 where the slot's keys are centred so; lengths int32 [slots]: positions cached.
+    """
+
+    mean: Tensor
+    turns: Tensor
+    chosen: Tensor
+    lengths: Tensor
+
+    def products(self, queries: Tensor, slots: Tensor) -> Tensor:
+        """float32 [batch, heads, positions]: of queries [batch, heads, head_dim] with the centre at every position.
+
+        Zero for slots (int [batch]) whose keys are not centred so.
+        """
+        heads, pairs = queries.shape[1], self.turns.shape[-1]
+        mean = self.mean.repeat_interleave(heads // len(self.mean), 0)
+        found = against(queries.float(), mean, pairs).flatten(-2) @ self.turns.flatten(1).T
+        return found * (self.chosen[slots.clamp(min=0).long()] != 0)[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
 class LayerCache:
     """One layer of the paged cache (`kernels/layout.py`), as attention reads it.
 
     pool uint8 [num_pages, page_bytes]; page_table int32 [slots, kv_heads, max_pages]; token_counts int32
     [slots, kv_heads, 2]; tier_formats int32 [slots, 2], indices into `layouts`; rotated int32 [slots]: 1 where the
-    slot's keys are stored rotated, None where no slot's are.
+    slot's keys are stored rotated, None where no slot's are. centres: None where no slot centres keys by position.
     """
 
     pool: Tensor
@@ -45,6 +70,7 @@ class LayerCache:
     token_counts: Tensor
     tier_formats: Tensor
     rotated: Tensor | None = None
+    centres: TurnedCentres | None = None
 
     @property
     def head_dim(self) -> int:
@@ -65,6 +91,7 @@ class DecodeWorkspace:
     weights        float16 [batch, heads, capacity]: probability of each token relative to its tile's running maximum
     maxima         float32 [batch, heads, capacity / TILE]: that maximum, base 2, by tile of each tier
     lse            float32 [batch, heads]: logsumexp over all splits, base 2
+    products       float32 [batch, heads, positions]: see `TurnedCentres.products`; of no position where nobody needs it
     """
 
     query: Tensor
@@ -73,6 +100,7 @@ class DecodeWorkspace:
     weights: Tensor
     maxima: Tensor
     lse: Tensor
+    products: Tensor
 
 
 def decode_attention(

@@ -5,7 +5,8 @@
 `split_kernel`: a program takes a run of tiles of one tier for up to eight query heads of a KV head. Rows 0 to 7 of its
 16-row operands are the heads' float16 queries, rows 8 to 15 what float16 lost of them, so the padding that the tensor
 cores want buys nearly float32 queries; the same for probabilities. Scales and zeros are applied to the products:
-(q . code) * s + z * sum(q), and probability times s before the values' codes. All logits are in base 2.
+(q . code) * s + z * sum(q), and probability times s before the values' codes. All logits are in base 2. Where keys were
+centred by position, the query's product with the centre is read from a table made before (`rope_triton.py`).
 """
 
 from __future__ import annotations
@@ -239,12 +240,26 @@ def store_partial(partial, row_mask, total, sums, zeros, CODEC: tl.constexpr):
 
 
 @triton.jit
+def positions_of(pool8, pool32, page, place, valid, CODEC: tl.constexpr):
+    """int32 [TILE]: the tokens' positions; `page`: index in 16-bit words of each token's page."""
+    if of(CODEC, "bookkeeping") == 8:
+        return tl.load(pool32 + page // 2 + of(CODEC, "positions") // 4 + place, mask=valid, other=0)
+    start = pool8 + page * 2 + of(CODEC, "positions") + 3 * place
+    low = tl.load(start, mask=valid, other=0).to(tl.int32)
+    middle = tl.load(start + 1, mask=valid, other=0).to(tl.int32)
+    return low | (middle << 8) | (tl.load(start + 2, mask=valid, other=0).to(tl.int32) << 16)
+
+
+@triton.jit
 def attend(
-    pool16, pool32, query, row_mask, table, column_step, count, first, last, scale, partial, weights, maxima,
-    CODEC: tl.constexpr, PAGE_WORDS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
-    KEEP_WEIGHTS: tl.constexpr, ASM: tl.constexpr,
+    pool8, pool16, pool32, query, row_mask, table, column_step, count, first, last, scale, partial, weights, maxima,
+    products, positions, CODEC: tl.constexpr, PAGE_WORDS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+    KEEP_WEIGHTS: tl.constexpr, BY_POSITION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Attention over tiles `first` to `last` of a tier of `count` tokens; returns its logsumexp [8], base 2."""
+    """Attention over tiles `first` to `last` of a tier of `count` tokens; returns its logsumexp [8], base 2.
+
+    products: address of each of 8 rows of `positions` products to add to the logits by position (BY_POSITION).
+    """
     if not of(CODEC, "per_channel"):
         query_16, query_sums = query_planes(query, row_mask, CODEC)
     highest = tl.full((8,), float("-inf"), tl.float32)
@@ -266,6 +281,10 @@ def attend(
             logits = channel_logits_of(pool16, pool32, page, place, valid, query, row_mask, CODEC, HEAD_DIM, TILE, ASM)
         else:
             logits = logits_of(pool16, pool32, page, place, valid, query_16, query_sums, CODEC, TILE, ASM)
+        if BY_POSITION and of(CODEC, "bookkeeping") > 0:
+            position = positions_of(pool8, pool32, page, place, valid, CODEC)
+            at = row_mask[:, None] & (valid & (position < positions))[None, :]
+            logits += tl.load(products[:, None] + position[None, :], mask=at, other=0)
         logits = tl.where(valid[None, :], logits * scale, float("-inf"))
         new_highest = tl.maximum(highest, tl.max(logits, 1))
         decay = tl.exp2(highest - new_highest)
@@ -298,11 +317,11 @@ def share_of_splits(high, low, high_bytes, low_bytes, splits, LEAST_TILES: tl.co
 
 @triton.jit
 def split_kernel(
-    pool16, pool32, query, page_table, token_counts, tier_formats, slots, partial, partial_lse, weights, maxima,
-    scale, table_slot, table_head, counts_slot, counts_head, capacity, max_tiles, max_pages, splits,
-    CODECS: tl.constexpr, PAGE_WORDS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP: tl.constexpr,
+    pool8, pool16, pool32, query, page_table, token_counts, tier_formats, slots, partial, partial_lse, weights, maxima,
+    products, scale, table_slot, table_head, counts_slot, counts_head, capacity, max_tiles, max_pages, positions,
+    splits, CODECS: tl.constexpr, PAGE_WORDS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr, TILE: tl.constexpr, LEAST_TILES: tl.constexpr, KEEP_WEIGHTS: tl.constexpr,
-    ASM: tl.constexpr,
+    BY_POSITION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch * kv_heads * blocks of 8 query heads, splits)."""
     BLOCKS: tl.constexpr = (GROUP + 7) // 8
@@ -348,12 +367,13 @@ def split_kernel(
         my_maxima = maxima + query_row.to(tl.int64) * max_tiles + tile_base
         my_partial = partial + (query_row.to(tl.int64) * splits + split) * HEAD_DIM
         my_query = query + query_row.to(tl.int64) * HEAD_DIM
+        my_products = products + query_row.to(tl.int64) * positions
         for c in tl.static_range(codecs_in(CODECS)):
             if format == c:
                 found = attend(
-                    pool16, pool32, my_query, row_mask, table, 1 - 2 * tier, count, first, last, scale,
-                    my_partial, my_weights, my_maxima, codec_number(CODECS, c), PAGE_WORDS, HEAD_DIM, TILE,
-                    KEEP_WEIGHTS, ASM,
+                    pool8, pool16, pool32, my_query, row_mask, table, 1 - 2 * tier, count, first, last, scale,
+                    my_partial, my_weights, my_maxima, my_products, positions, codec_number(CODECS, c), PAGE_WORDS,
+                    HEAD_DIM, TILE, KEEP_WEIGHTS, BY_POSITION, ASM,
                 )  # fmt: skip
                 tl.store(lse, found, mask=row_mask)
 

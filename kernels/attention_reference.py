@@ -9,6 +9,7 @@ from torch import Tensor
 
 from leankv.kernels import store_torch
 from leankv.kernels.layout import locate
+from leankv.kernels.rope import turned
 from leankv.kernels.transforms import rotate
 
 if TYPE_CHECKING:
@@ -28,20 +29,28 @@ def decode_attention(
         if cache.rotated is not None and int(cache.rotated[slot]):
             queries = rotate(queries)
         for head in range(cache.kv_heads):
-            keys, values = held_tokens(cache, slot, head)
+            keys, values, positions = held_tokens(cache, slot, head)
             if len(keys) == 0:
                 continue
             heads = slice(head * group, (head + 1) * group)
             # The softmax ignores a common shift of the keys; float32 does not where they have channels of 300.
-            probabilities = torch.softmax(queries[heads] @ (keys - keys[0]).T * scale, dim=-1)
+            logits = queries[heads] @ (keys - keys[0]).T
+            if cache.centres is not None and int(cache.centres.chosen[slot]):
+                centres = turned(cache.centres.mean[head], cache.centres.turns[positions.long()])
+                logits += query[row, heads].float() @ (centres - centres[0]).T
+            probabilities = torch.softmax(logits * scale, dim=-1)
             output[row, heads] = (probabilities @ values).to(output.dtype)
             if contributions is not None:
                 contributions[row, head, : len(keys)] = probabilities.amax(0)
 
 
-def held_tokens(cache: LayerCache, slot: int, head: int) -> tuple[Tensor, Tensor]:
-    """Dequantized keys (as stored: centred and rotated) and values, float32 [n, head_dim]; high tier, then low."""
+def held_tokens(cache: LayerCache, slot: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Dequantized keys (as stored: centred and rotated) and values, float32 [n, head_dim], and positions int32 [n].
+
+    The high tier comes first.
+    """
     keys, values = [torch.empty(0, cache.head_dim)], [torch.empty(0, cache.head_dim)]
+    positions = [torch.empty(0, dtype=torch.int32)]
     for tier in (0, 1):
         count = int(cache.token_counts[slot, head, tier])
         if count == 0:
@@ -51,4 +60,5 @@ def held_tokens(cache: LayerCache, slot: int, head: int) -> tuple[Tensor, Tensor
         found = store_torch.gather(cache.pool, layout, pages, places)
         keys.append(found.keys)
         values.append(found.values)
-    return torch.cat(keys), torch.cat(values)
+        positions.append(found.positions)
+    return torch.cat(keys), torch.cat(values), torch.cat(positions)

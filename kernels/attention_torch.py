@@ -15,6 +15,7 @@ from torch import Tensor
 
 from leankv.kernels import quantization_torch as qt
 from leankv.kernels import segments
+from leankv.kernels.bookkeeping import positions_in
 from leankv.kernels.transforms import rotate
 from leankv.serving.pages import PageLayout
 
@@ -40,8 +41,11 @@ def decode_attention(
     batch, heads, head_dim = query.shape
     rows, group = batch * cache.kv_heads, heads // cache.kv_heads
     queries = _rotated(query.float(), cache, slots).mul_(scale).view(rows, group, head_dim)
+    shifts = (
+        None if cache.centres is None else cache.centres.products(query.float() * scale, slots).view(rows, group, -1)
+    )
     runs = list(_runs(cache, slots))
-    logits = [_logits(run, queries[run.row]) for run in runs]
+    logits = [_logits(run, queries[run.row], shifts) for run in runs]
 
     highest = queries.new_full((rows, group), -torch.inf)
     for run, run_logits in zip(runs, logits, strict=True):
@@ -91,8 +95,8 @@ def _run(cache: LayerCache, layout: PageLayout, tier: int, tokens: Tensor, befor
     return _Pages(layout, row, before[row] + first, held, contents)
 
 
-def _logits(run: _Pages, queries: Tensor) -> Tensor:
-    """[pages, group, tokens]; -inf beyond the tokens held."""
+def _logits(run: _Pages, queries: Tensor, shifts: Tensor | None) -> Tensor:
+    """[pages, group, tokens]; -inf beyond the tokens held. shifts: [rows, group, positions] to add, if any."""
     format, layout = run.layout.format, run.layout
     codes = _widened(segments.key_codes(run.contents, layout), format.k_bits, format.kind)
     if format.key_axis == "channel":
@@ -103,8 +107,19 @@ def _logits(run: _Pages, queries: Tensor) -> Tensor:
         logits = torch.bmm(queries, codes.transpose(1, 2))
     else:
         logits = _scaled_products(queries, codes, segments.key_meta(run.contents, layout), format.k_groups)
+    if shifts is not None and layout.bookkeeping:
+        logits += _shifts(run, shifts)
     beyond = torch.arange(layout.tokens) >= run.held[:, None]
     return logits.masked_fill_(beyond[:, None], -torch.inf)
+
+
+def _shifts(run: _Pages, shifts: Tensor) -> Tensor:
+    """[pages, group, tokens]; anything beyond the tokens held, where positions are whatever the page held before."""
+    stored = segments.positions(run.contents, run.layout)
+    place = positions_in(stored, run.layout).long().clamp(0, shifts.shape[-1] - 1)
+    # One gather over all pages: a row's shifts are never copied.
+    row = (run.row[:, None] * shifts.shape[1] + torch.arange(shifts.shape[1])) * shifts.shape[-1]
+    return shifts.flatten()[row[..., None] + place[:, None]]
 
 
 def _scaled_products(queries: Tensor, codes: Tensor, meta: Tensor, groups: int) -> Tensor:

@@ -1,5 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Launches of decode attention on CUDA: split over the sequence, merge, contributions; one more if queries rotate.
+"""Launches of decode attention on CUDA: split over the sequence, merge, contributions.
+
+One more comes before them if queries rotate, and one if keys were centred by position.
 
 The grid depends on the batch bucket and the workspace alone. How many splits a head uses, and how they are shared
 between its tiers (by bytes), is decided on the device from the token counts.
@@ -19,6 +21,7 @@ from torch import Tensor
 from leankv.kernels.attention import HEADS_A_PROGRAM, DecodeWorkspace
 from leankv.kernels.attention_kernels import contributions_kernel, merge_kernel, split_kernel
 from leankv.kernels.codecs import codec_of
+from leankv.kernels.rope_triton import products_at_positions
 from leankv.kernels.rotation_triton import rotate_queries
 
 if TYPE_CHECKING:
@@ -51,9 +54,19 @@ def splits_for(batch: int, heads: int, kv_heads: int, capacity: int, multiproces
 
 
 def decode_workspace(
-    batch: int, heads: int, kv_heads: int, head_dim: int, capacity: int, splits: int, device: torch.device | str
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    capacity: int,
+    splits: int,
+    device: torch.device | str,
+    positions: int = 0,
 ) -> DecodeWorkspace:
-    """Buffers for batches of up to `batch` requests of up to `capacity` tokens held."""
+    """Buffers for batches of up to `batch` requests of up to `capacity` tokens held.
+
+    positions: as many as a request may have, where keys are centred by position.
+    """
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -65,6 +78,7 @@ def decode_workspace(
         weights=empty(batch, heads, capacity, dtype=torch.float16),
         maxima=empty(batch, heads, triton.cdiv(capacity, TILE) + 1),
         lse=empty(batch, heads),
+        products=empty(batch, heads, positions),
     )
 
 
@@ -72,8 +86,8 @@ def decode_workspace(
 class DecodeBuffers:
     """Memory for the workspaces of all batches up to the largest, made once and shared by them.
 
-    query, weights, maxima, lse: as in `DecodeWorkspace`, for the largest batch. partial float32 [n, head_dim] and
-    partial_lse float32 [n]: n query heads' splits, as many as any batch has.
+    query, weights, maxima, lse, products: as in `DecodeWorkspace`, for the largest batch. partial float32 [n, head_dim]
+    and partial_lse float32 [n]: n query heads' splits, as many as any batch has.
     """
 
     query: Tensor
@@ -82,6 +96,7 @@ class DecodeBuffers:
     weights: Tensor
     maxima: Tensor
     lse: Tensor
+    products: Tensor
     kv_heads: int
     capacity: int
     multiprocessors: int
@@ -98,13 +113,24 @@ class DecodeBuffers:
             weights=self.weights[:batch],
             maxima=self.maxima[:batch],
             lse=self.lse[:batch],
+            products=self.products[:batch],
         )
 
 
 def decode_buffers(
-    batch: int, heads: int, kv_heads: int, head_dim: int, capacity: int, scored: bool, device: torch.device
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    capacity: int,
+    scored: bool,
+    device: torch.device,
+    positions: int = 0,
 ) -> DecodeBuffers:
-    """Buffers for up to `batch` requests of up to `capacity` tokens; `scored`: contributions will be asked for."""
+    """Buffers for up to `batch` requests of up to `capacity` tokens; `scored`: contributions will be asked for.
+
+    positions: as many as a request may have, where keys are centred by position.
+    """
     units = multiprocessors(device)
     splits = max(each * splits_for(each, heads, kv_heads, capacity, units) for each in range(1, batch + 1))
 
@@ -118,6 +144,7 @@ def decode_buffers(
         weights=empty(batch, heads, capacity if scored else 0, dtype=torch.float16),
         maxima=empty(batch, heads, triton.cdiv(capacity, TILE) + 1 if scored else 0),
         lse=empty(batch, heads),
+        products=empty(batch, heads, positions),
         kv_heads=kv_heads,
         capacity=capacity,
         multiprocessors=units,
@@ -144,6 +171,8 @@ def decode_attention(
     assert query.is_contiguous() and output.is_contiguous() and cache.pool.is_contiguous()
     assert cache.page_table.stride(-1) == cache.token_counts.stride(-1) == 1 and cache.tier_formats.is_contiguous()
     assert batch <= workspace.partial.shape[0] and workspace.partial.shape[1::2] == (heads, head_dim)
+    if cache.centres is not None:
+        products_at_positions(query, cache.centres, slots, workspace.products)
     if cache.rotated is not None:
         rotate_queries(query, cache.rotated, slots, workspace.query)
         query = workspace.query
@@ -151,6 +180,7 @@ def decode_attention(
     blocks = triton.cdiv(group, HEADS_A_PROGRAM)
     counting = {"GROUP": group, "KV_HEADS": cache.kv_heads, "TILE": TILE}
     split_kernel[(batch * cache.kv_heads * blocks, splits)](
+        cache.pool,
         cache.pool.view(torch.int16),
         cache.pool.view(torch.int32),
         query,
@@ -162,6 +192,7 @@ def decode_attention(
         workspace.partial_lse,
         workspace.weights,
         workspace.maxima,
+        workspace.products,
         scale * math.log2(math.e),
         cache.page_table.stride(0),
         cache.page_table.stride(1),
@@ -170,12 +201,14 @@ def decode_attention(
         workspace.weights.shape[-1],
         workspace.maxima.shape[-1],
         cache.page_table.shape[-1],
+        workspace.products.shape[-1],
         splits,
         CODECS=tuple(codec_of(layout) for layout in cache.layouts),
         PAGE_WORDS=cache.pool.shape[1] // 2,
         HEAD_DIM=head_dim,
         LEAST_TILES=LEAST_TILES,
         KEEP_WEIGHTS=contributions is not None,
+        BY_POSITION=cache.centres is not None,
         ASM=not interpreted(),
         **counting,
         num_warps=warps_for(cache.layouts),

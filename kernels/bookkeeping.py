@@ -31,7 +31,11 @@ def read_scores(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
 
 def read_positions(pool: Tensor, pages: Tensor, layout: PageLayout) -> Tensor:
     """Positions int32 [n, pages * tokens] of the pages int64 [n, pages]; whatever lies there where no token is."""
-    stored = segments.positions(pool, layout)[pages].flatten(1, 2)
+    return positions_in(segments.positions(pool, layout)[pages].flatten(1, 2), layout)
+
+
+def positions_in(stored: Tensor, layout: PageLayout) -> Tensor:
+    """Positions int32 [...] as `segments.positions` holds them, [..., 1] or [..., 3]."""
     if layout.bookkeeping != LEAN:
         return stored.squeeze(-1)
     low, middle, high = stored.int().unbind(-1)

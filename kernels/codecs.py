@@ -55,7 +55,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Codec:
-    """One format in one page layout. Offsets of parts are in 16-bit words, of scales and zeros in 32-bit words."""
+    """One format in one page layout. Offsets of parts are in 16-bit words, of scales and zeros in 32-bit words.
+
+    bookkeeping: bytes a token for score and position; positions: their offset in bytes.
+    """
 
     tokens: int
     is_float: bool
@@ -67,6 +70,8 @@ class Codec:
     value_groups: int
     value_meta: int
     token_bytes: int
+    bookkeeping: int
+    positions: int
 
 
 @lru_cache(maxsize=256)
@@ -93,6 +98,8 @@ def codec_of(layout: PageLayout) -> Codec:
         value_groups=value_groups,
         value_meta=layout.offset("value_meta") // 4,
         token_bytes=round(format.bytes_per_token(head_dim)),
+        bookkeeping=layout.bookkeeping,
+        positions=layout.offset("positions"),
     )
 
 

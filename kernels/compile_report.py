@@ -23,7 +23,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from leankv.kernels import attention_kernels, attention_triton, rotation_triton, store_kernels, store_triton
+from leankv.kernels import (
+    attention_kernels,
+    attention_triton,
+    rope_triton,
+    rotation_triton,
+    store_kernels,
+    store_triton,
+)
 from leankv.kernels.codecs import codec_of
 from leankv.kernels.transforms import rotation_block
 from leankv.serving.formats import FP8, FP16, K3V2, K4V2, K4V4, K8V4, KIVI2, KVFormat
@@ -77,14 +84,16 @@ class Compiled:
 HEADER = "kernel, architecture, registers a thread, local memory, shared memory, instructions in the main loop, loads"
 
 
-def attention_variant(formats: tuple[KVFormat, ...], head_dim: int, group: int, keep_weights: bool = True) -> Variant:
-    """The split kernel for a pool of `formats`, at the launch parameters in use."""
+def attention_variant(
+    formats: tuple[KVFormat, ...], head_dim: int, group: int, keep_weights: bool = True, by_position: bool = False
+) -> Variant:
+    """The split kernel for a pool of `formats`, at the launch parameters in use; for keys centred by position."""
     size = page_bytes_for(head_dim, formats)
     layouts = tuple(layout_of(format, head_dim, size) for format in formats)
     pointers = {
-        "pool16": "*i16", "pool32": "*i32", "query": "*fp16", "page_table": "*i32", "token_counts": "*i32",
-        "tier_formats": "*i32", "slots": "*i32", "partial": "*fp32", "partial_lse": "*fp32", "weights": "*fp16",
-        "maxima": "*fp32",
+        "pool8": "*u8", "pool16": "*i16", "pool32": "*i32", "query": "*fp16", "page_table": "*i32",
+        "token_counts": "*i32", "tier_formats": "*i32", "slots": "*i32", "partial": "*fp32", "partial_lse": "*fp32",
+        "weights": "*fp16", "maxima": "*fp32", "products": "*fp32",
     }  # fmt: skip
     integers = (
         "table_slot",
@@ -94,6 +103,7 @@ def attention_variant(formats: tuple[KVFormat, ...], head_dim: int, group: int, 
         "capacity",
         "max_tiles",
         "max_pages",
+        "positions",
         "splits",
     )
     constants = {
@@ -105,10 +115,11 @@ def attention_variant(formats: tuple[KVFormat, ...], head_dim: int, group: int, 
         "TILE": attention_triton.TILE,
         "LEAST_TILES": attention_triton.LEAST_TILES,
         "KEEP_WEIGHTS": keep_weights,
+        "BY_POSITION": by_position,
         "ASM": True,
     }
     return Variant(
-        f"attention {'+'.join(f.name for f in formats)} {head_dim}",
+        f"attention {'+'.join(f.name for f in formats)} {head_dim}{' by position' if by_position else ''}",
         attention_kernels.split_kernel,
         {**pointers, "scale": "fp32", **dict.fromkeys(integers, "i32")},
         constants,
@@ -136,6 +147,10 @@ def other_variants() -> Iterator[Variant]:
     arguments = {"query": "*fp16", "rotated_slots": "*i32", "slots": "*i32", "out": "*fp32", "heads": "i32"}
     shape = {"HEAD_DIM": 128, "PADDED": 128, "BLOCK": 128, "ROWS": rotation_triton.ROWS}
     yield Variant("attention: rotate queries", rotation_triton.queries_kernel, arguments, shape)
+    tables = {"mean": "*fp32", "turns": "*fp32", "chosen": "*i32", "lengths": "*i32"}
+    arguments = {"query": "*fp16", **tables, "slots": "*i32", "out": "*fp32", "positions": "i32"}
+    shape = {"PAIRS": 64, "PADDED": 64, "HEAD_DIM": 128, "GROUP": 4, "KV_HEADS": 8, "BLOCK": rope_triton.BLOCK}
+    yield Variant("attention: products by position", rope_triton.products_kernel, arguments, shape)
 
 
 def store_variants(format: KVFormat, head_dim: int, rotated: bool = False) -> Iterator[Variant]:
@@ -147,7 +162,7 @@ def store_variants(format: KVFormat, head_dim: int, rotated: bool = False) -> It
     name = f"{format.name} {head_dim}{' centred, rotated' if rotated else ''}"
     strides = dict.fromkeys(("key_token", "key_head", "value_token", "value_head"), "i32")
     given = {"keys": "*fp16", "values": "*fp16", "scores": "*fp32", "positions": "*i32"}
-    beside = {"mean": "*fp32", "errors": "*i32", "heads": "i32"}
+    beside = {"mean": "*fp32", "mean_token": "i32", "errors": "*i32", "heads": "i32"}
     yield Variant(
         f"store {name}",
         store_kernels.store_kernel,
@@ -179,6 +194,7 @@ def variants() -> Iterator[Variant]:
     yield attention_variant((K8V4,), 128, 4)
     yield attention_variant((K4V2,), 128, 4)
     yield attention_variant((K4V4, K3V2), 128, 4)
+    yield attention_variant((K8V4, K4V2), 128, 4, by_position=True)
     yield attention_variant((FP16,), 128, 4, keep_weights=False)
     yield attention_variant((FP8,), 128, 4, keep_weights=False)
     yield attention_variant((FP16, KIVI2), 128, 4, keep_weights=False)

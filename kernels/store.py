@@ -50,6 +50,7 @@ def store(
     assert tokens.values.shape == (n, heads, head_dim) and head_dim == layout.head_dim
     assert pages.shape == places.shape == (n, heads)
     assert layout.format.key_axis == "token" or n % layout.format.group_tokens == 0
+    assert transform.turns is None or layout.bookkeeping, "keys that are centred by position need their positions"
     form = path_for(pool, path)
     if form == "triton":
         from leankv.kernels import store_triton
@@ -59,7 +60,7 @@ def store(
         return
     written = (pages >= 0)[..., None]
     require = require_finite if layout.format.k_bits == 32 else require_storable
-    centred = transform.centred(tokens.keys)
+    centred = transform.centred(tokens.keys, tokens.positions)
     keys = transform.turned(centred)
     stages = [tokens.keys, *([] if transform.mean is None else [centred]), *([keys] if transform.rotated else [])]
     for given in (*stages, tokens.values):
@@ -91,7 +92,8 @@ def gather(
         if layout.format.kind == "int":
             found = Tokens(_limited(found.keys), _limited(found.values), found.scores, found.positions)
     held = (pages >= 0)[..., None]
-    return Tokens(transform.of_stored(found.keys).where(held, 0), found.values, found.scores, found.positions)
+    keys = transform.of_stored(found.keys, found.positions).where(held, 0)
+    return Tokens(keys, found.values, found.scores, found.positions)
 
 
 def _limited(x: Tensor) -> Tensor:

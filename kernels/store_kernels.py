@@ -181,14 +181,17 @@ def read_bookkeeping(
 
 @triton.jit(do_not_specialize=["rows"])
 def store_kernel(
-    pool8, pool16, pool32, pages, places, keys, values, scores, positions, mean, errors, rows, heads, key_token,
-    key_head, value_token, value_head, PAGE_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
-    CENTRED: tl.constexpr, BLOCK: tl.constexpr, IS_FLOAT: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    pool8, pool16, pool32, pages, places, keys, values, scores, positions, mean, mean_token, errors, rows, heads,
+    key_token, key_head, value_token, value_head, PAGE_BYTES: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PADDED: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr, IS_FLOAT: tl.constexpr, PER_CHANNEL: tl.constexpr,
     K_BITS: tl.constexpr, K_GROUPS: tl.constexpr, K_START: tl.constexpr, K_HIGH: tl.constexpr, K_META: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUPS: tl.constexpr, V_START: tl.constexpr, V_HIGH: tl.constexpr, V_META: tl.constexpr,
     BOOKKEEPING: tl.constexpr, SCORES: tl.constexpr, POSITIONS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of ROWS rows): row r is head r % heads of token r // heads."""
+    """Grid (blocks of ROWS rows): row r is head r % heads of token r // heads.
+
+    mean_token: elements from one token's mean to the next one's; 0 where all tokens are centred on one.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     number = tl.load(pages + row, mask=row < rows, other=-1).to(tl.int64)
     live = number >= 0
@@ -204,8 +207,8 @@ def store_kernel(
     if not PER_CHANNEL:
         key = keys + token * key_token + head * key_head
         bad |= write_side(
-            pool8, pool16, pool32, page, place, key, mean + head * HEAD_DIM, live, HEAD_DIM, PADDED, CENTRED, BLOCK,
-            IS_FLOAT, K_BITS, K_GROUPS, K_START, K_HIGH, K_META,
+            pool8, pool16, pool32, page, place, key, mean + token * mean_token + head * HEAD_DIM, live, HEAD_DIM,
+            PADDED, CENTRED, BLOCK, IS_FLOAT, K_BITS, K_GROUPS, K_START, K_HIGH, K_META,
         )  # fmt: skip
     if BOOKKEEPING > 0:
         score = tl.load(scores + row, mask=live, other=0).to(tl.float32)
@@ -218,7 +221,7 @@ def store_kernel(
 
 @triton.jit
 def store_key_groups_kernel(
-    pool8, pool32, pages, places, keys, mean, errors, heads, key_token, key_head, PAGE_BYTES: tl.constexpr,
+    pool8, pool32, pages, places, keys, mean, mean_token, errors, heads, key_token, key_head, PAGE_BYTES: tl.constexpr,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
     START: tl.constexpr, META: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -232,7 +235,7 @@ def store_key_groups_kernel(
         place = tl.load(places + row).to(tl.int64)
         first = tl.load(places + tl.program_id(0) * GROUP * heads + head).to(tl.int64)
         source = keys + token.to(tl.int64) * key_token + head * key_head
-        means = mean + head * HEAD_DIM + tl.zeros_like(token)
+        means = mean + token.to(tl.int64) * mean_token + head * HEAD_DIM
         live = token >= 0
         WIDTH: tl.constexpr = HEAD_DIM * BITS // 8
         byte = tl.arange(0, PADDED * BITS // 8)

@@ -1,4 +1,4 @@
-"""Launches of storing and gathering on CUDA. Storing allocates nothing and does not wait for the device."""
+"""Launches of storing and gathering on CUDA. Storing does not wait for the device; it allocates centres at most."""
 
 from __future__ import annotations
 
@@ -53,15 +53,16 @@ def store(
     transform: KeyTransform,
     errors: Tensor,
 ) -> None:
-    """See `kernels/store.py`."""
+    """See `kernels/store.py`. Keys that are centred by position need their centres written out first."""
     n, heads, head_dim = tokens.keys.shape
     if n * heads == 0:
         return
     assert pages.is_contiguous() and places.is_contiguous() and pool.is_contiguous()
     assert tokens.scores.is_contiguous() and tokens.positions.is_contiguous()
     assert tokens.keys.stride(-1) == tokens.values.stride(-1) == 1
-    assert transform.mean is None or transform.mean.is_contiguous()
-    mean = tokens.keys if transform.mean is None else transform.mean
+    centre = transform.centre(tokens.positions)
+    mean = tokens.keys if centre is None else centre.contiguous()
+    mean_token = heads * head_dim if mean.dim() == 3 and centre is not None else 0
     transformed = {
         "CENTRED": transform.mean is not None,
         "BLOCK": rotation_block(head_dim) if transform.rotated else 0,
@@ -77,6 +78,7 @@ def store(
         tokens.scores,
         tokens.positions,
         mean,
+        mean_token,
         errors,
         n * heads,
         heads,
@@ -97,6 +99,7 @@ def store(
             places,
             tokens.keys,
             mean,
+            mean_token,
             errors,
             heads,
             *key_strides,

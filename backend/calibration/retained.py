@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from leankv.backend.cache import KVCache
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.cache_report import shape_of
 from leankv.backend.capture import Captured
 from leankv.backend.retention_report import kept_tokens
@@ -44,7 +45,7 @@ def head_retention(policy: Policy, texts: Sequence[Captured], contexts: Sequence
 def decode_growth(
     policy: Policy,
     texts: Sequence[Captured],
-    key_means: Tensor,
+    key_means: KeyMeans,
     contexts: Sequence[int],
     generated: Sequence[int],
     progress: Callable[[float], None],
@@ -104,7 +105,7 @@ def _between(gained: Tensor, continued: Sequence[int], prompts: Sequence[int]) -
 def _continued(
     policy: Policy,
     text: Captured,
-    key_means: Tensor,
+    key_means: KeyMeans,
     prompts: Sequence[int],
     generated: Sequence[int],
     progress: Callable[[float], None],
@@ -123,7 +124,7 @@ def _continued(
     return torch.stack(found, 2)
 
 
-def _filled(policy: Policy, text: Captured, key_means: Tensor, prompts: Sequence[int], more: int) -> KVCache:
+def _filled(policy: Policy, text: Captured, key_means: KeyMeans, prompts: Sequence[int], more: int) -> KVCache:
     """The beginnings of a text, a slot each."""
     shape = shape_of(text)
     rows, tokens = shape.layers * shape.kv_heads, sum(prompts) + (more + 128) * len(prompts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.calibration.stored import StoredSteps, Text
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
@@ -17,8 +18,6 @@ from leankv.serving.policies.base import Policy
 from leankv.serving.scheduler import SchedulerLimits
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from leankv.backend.weights import Loaded
 
 TO_LENGTH = Sampling(ignore_eos=True)
@@ -61,7 +60,7 @@ class Rig:
         memory_bytes: int,
         max_tokens: int,
         texts: Sequence[Text],
-        key_means: Tensor | None,
+        key_means: KeyMeans | None,
     ) -> None:
         self.texts, self.limits = texts, limits
         self.engine = Engine(

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.calibration.design import Grid, grid_of
 from leankv.backend.calibration.stored import Text
-from leankv.backend.capture import capture, mean_keys
+from leankv.backend.capture import capture
+from leankv.backend.key_means import mean_keys, rope_frequencies
 from leankv.backend.live_setup import GIB, described, device_named, free_bytes, loaded_on, pool_bytes
 from leankv.backend.processor import with_processor
 from leankv.backend.prompts import prompts_of
@@ -24,7 +26,7 @@ from leankv.serving.pool_plan import page_bytes_of
 from leankv.serving.scheduler import SchedulerLimits
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 TEXTS, QUICK_TEXTS = 4, 2
 FREE_SHARE = 0.7
@@ -40,7 +42,7 @@ class Calibration:
     model: ModelSpec
     device: Mapping[str, Any]
     texts: Sequence[Text]
-    key_means: Tensor
+    key_means: KeyMeans
     limits: SchedulerLimits
     max_context: int
     kv_memory_bytes: int
@@ -92,7 +94,7 @@ def calibration_of(
     texts = [Text(each, capture(loaded, torch.tensor(each))) for each in tokens]
     kind = loaded.model.device.type
     where = {**with_processor(described(loaded, kind)), "memory_bytes": _memory_bytes(kind)}
-    means = torch.stack([mean_keys(text.captured) for text in texts]).mean(0)
+    means = mean_keys([text.captured for text in texts], rope_frequencies(loaded))
     return Calibration(loaded, model, where, texts, means, limits, longest, kv_memory_bytes, quick)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.evaluation.follow import Reference, follow, require_context
 from leankv.backend.evaluation.items import Item, Outcome, Task
 from leankv.backend.evaluation.journal import Journal
@@ -50,7 +50,7 @@ class Evaluation:
     tasks: Sequence[Task]
     preset: str
     seed: int = 0
-    key_means: Tensor | None = None
+    key_means: KeyMeans | None = None
     batch: int = BATCH
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.engine import Engine
 from leankv.backend.evaluation.items import Item, Outcome
 from leankv.backend.live_request import LiveRequest, Sampling
@@ -26,7 +27,7 @@ Reference = dict[tuple[int, int], Tensor]
 
 
 def follow(
-    loaded: Loaded, policy: Policy, items: Sequence[Item], key_means: Tensor | None, reference: Reference
+    loaded: Loaded, policy: Policy, items: Sequence[Item], key_means: KeyMeans | None, reference: Reference
 ) -> list[Outcome]:
     """Serve the items together and alone; all prompts in the first step.
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.evaluation.follow import follow, require_context
 from leankv.backend.evaluation.items import Item
 from leankv.backend.evaluation.shared_prompts import SharedPrompts
@@ -80,11 +80,13 @@ def knobs_of(spec: str) -> Knobs:
 class Meter:
     """Scores policies on fixed windows against fp16, which is scored first.
 
-    items: two or more forced windows, all with as many scored tokens. means: float32 [layers, kv_heads, head_dim], for
+    items: two or more forced windows, all with as many scored tokens. means: for
     policies that centre keys. Raises InputError for windows longer than the model reads.
     """
 
-    def __init__(self, loaded: Loaded, items: Sequence[Item], means: Tensor | None, policies: Sequence[Policy]) -> None:
+    def __init__(
+        self, loaded: Loaded, items: Sequence[Item], means: KeyMeans | None, policies: Sequence[Policy]
+    ) -> None:
         require_context(loaded, items)
         queries = max(scored_queries(policy, loaded.max_context) for policy in policies)
         plain = [replace(item, compared=False) for item in items]

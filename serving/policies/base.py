@@ -13,7 +13,7 @@ from leankv.serving.policies.curves import HeadGroup
 from leankv.serving.policies.work import Work, chunk_work, decode_work, prompt_work
 from leankv.serving.retention import Retention
 
-KeyTransformName = Literal["none", "centred", "rotated", "centred+rotated"]
+KeyTransformName = Literal["none", "centred", "rotated", "centred+rotated", "rope-centred", "rope-centred+rotated"]
 ScoreSource = Literal["none", "recent-window", "all-queries", "expected", "head-class", "page-bounds"]
 
 
@@ -65,7 +65,7 @@ class Policy:
     retention: mean tokens kept, for rules whose outcome depends on the scores; a measured one replaces it.
 
     Raises:
-        InputError: the retention has another number of tiers.
+        InputError: the retention has another number of tiers; keys are centred by position, and none is kept.
     """
 
     name: str
@@ -88,6 +88,8 @@ class Policy:
                 f"policy {self.name!r} has {len(self.tiers)} tiers, its retention ({self.retention.source}) "
                 f"{self.retention.tiers}; measure it again with this policy"
             )
+        if self.key_transform.startswith("rope") and not self.bookkeeping:
+            raise InputError(f"policy {self.name!r} keeps no positions to centre keys by; choose key_transform=centred")
 
     @property
     def staged(self) -> bool:

@@ -32,6 +32,6 @@ def format_knob(knob: str, name: str) -> KVFormat:
 
 
 def key_transform_knob(name: str) -> KeyTransformName:
-    """How keys are stored: none, centred, rotated or centred+rotated."""
+    """How keys are stored: none, centred, rotated, rope-centred (on the mean before RoPE), or a centring+rotated."""
     one_of("key_transform", name, get_args(KeyTransformName))
     return cast(KeyTransformName, name)

@@ -108,6 +108,8 @@ def _transform(policy: Policy, shape: _Shape, tokens: int) -> Work:
         flops += (shape.kv_heads + shape.q_heads) * shape.head_dim * log2(shape.head_dim)
     if "centred" in policy.key_transform:
         flops += shape.kv_heads * shape.head_dim
+    if policy.key_transform.startswith("rope"):
+        flops += 2 * shape.kv_heads * shape.head_dim
     return Work(flops=tokens * flops)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.serving.memory import MemoryModel
 from leankv.serving.models import model_named
 from leankv.serving.policies.registry import policy_named
@@ -19,12 +19,13 @@ SCALE = 0.125
 LIVE = (
     "fp16", "fp8", "int8", "int4", "kivi:bits=4", "streaming-llm:sink=4,recent=60", "h2o:heavy=0.3,recent=0.2",
     "snapkv:budget=64", "leankv:alpha_high=1,alpha_low=0.3", "leankv-r:recompress_every=8",
-    "leankv-r:recompress_every=8,bookkeeping=5",
+    "leankv-r:recompress_every=8,bookkeeping=5", "leankv-r:recompress_every=8,key_transform=rope-centred+rotated",
 )  # fmt: skip
 
 
 def cache_of(*names: str, slots: int = 4, memory: int = 1 << 23, max_tokens: int = 400) -> KVCache:
-    means = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(9))
+    plain, before = torch.randn(2, 2, 2, 64, generator=torch.Generator().manual_seed(9))
+    means = KeyMeans(plain, before, 100 ** -torch.linspace(0, 1, 32))
     policies = [policy_named(name) for name in names]
     return KVCache(SHAPE, policies, slots=slots, memory_bytes=memory, max_tokens=max_tokens, key_means=means)
 

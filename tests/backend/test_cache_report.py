@@ -12,7 +12,8 @@ pytest.importorskip("transformers", reason="transformers is part of the extra `l
 
 from leankv.app.cli import main  # noqa: E402
 from leankv.backend.cache_report import Setting, exact_outputs, measure, settings  # noqa: E402
-from leankv.backend.capture import Captured, capture, mean_keys  # noqa: E402
+from leankv.backend.capture import Captured, capture  # noqa: E402
+from leankv.backend.key_means import mean_keys  # noqa: E402
 from leankv.backend.retention_report import kept_tokens, retention  # noqa: E402
 from leankv.backend.weights import Loaded, packaged_default  # noqa: E402
 from leankv.serving.errors import InputError  # noqa: E402
@@ -59,7 +60,7 @@ def test_captured_tensors_give_the_models_own_attention(loaded: Loaded, texts: l
 
 def test_errors_and_ratios_stand_in_their_known_order(texts: list[Captured]) -> None:
     exact = [exact_outputs(text, PROMPT) for text in texts]
-    means = mean_keys(texts[1])
+    means = mean_keys([texts[1]], None)
     found = {}
     for name in ("fp16", "int8", "int4", "leankv:alpha_low=0,alpha_high=0", "leankv:alpha_low=0,alpha_high=1000"):
         found[name] = measure(Setting(name, policy_named(name)), texts, exact, PROMPT, means)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.serving.policies.registry import policy_named
 
 NAMES = (
     "fp16", "int8", "kivi:bits=4,residual=32", "streaming-llm:sink=2,recent=20", "h2o:heavy=0.3,recent=0.2",
     "snapkv:budget=40,window=8", "leankv:alpha_high=1.5,alpha_low=0.6,window=8",
-    "leankv-r:recompress_every=4,prune=0.1,low_mass=0.5,window=8",
+    "leankv-r:recompress_every=4,prune=0.1,low_mass=0.5,window=8", "leankv:window=8,key_transform=rope-centred",
 )  # fmt: skip
 SLOTS, LONGEST = 5, 160
 
@@ -24,7 +24,7 @@ class CrowdedCache(RuleBasedStateMachine):
         super().__init__()
         torch.manual_seed(0)
         shape, policies = CacheShape(1, 4, 2, 64), [policy_named(name) for name in NAMES]
-        means = torch.zeros(1, 2, 64)
+        means = KeyMeans(*torch.zeros(2, 1, 2, 64), torch.ones(32))
         self.cache = KVCache(shape, policies, slots=SLOTS, memory_bytes=100_000, max_tokens=LONGEST, key_means=means)
         self.running: list[int] = []
 

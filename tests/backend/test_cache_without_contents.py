@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from leankv.backend import cache_step
 from leankv.backend.cache import KVCache
 from leankv.backend.cache_buffers import largest_batch, step_buffers
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.kernels import attention_triton
 from leankv.serving.policies.registry import policy_named
 
@@ -70,7 +70,7 @@ def _new(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _prefilled(name: str, prompt: int, chunk: int) -> KVCache:
-    means = torch.zeros(SHAPE.layers, SHAPE.kv_heads, SHAPE.head_dim)
+    means = KeyMeans(*torch.zeros(2, SHAPE.layers, SHAPE.kv_heads, SHAPE.head_dim), torch.ones(32))
     cache = KVCache(
         SHAPE, [policy_named(name)], slots=4, memory_bytes=1 << 27, max_tokens=512, device=META, key_means=means,
         path="triton",

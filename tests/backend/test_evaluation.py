@@ -32,7 +32,13 @@ from leankv.serving.quality import Quality, load_quality
 from . import tiny
 
 LIVE = [name for name, policy in registry.items() if policy.live]
-VARIANTS = [*LIVE, "uniform:format=K2V4,key_transform=centred+rotated", "leankv:key_transform=rotated", "kivi:bits=4"]
+VARIANTS = [
+    *LIVE,
+    "leankv:key_transform=rope-centred+rotated",
+    "uniform:format=K2V4,key_transform=centred+rotated",
+    "leankv:key_transform=rotated",
+    "kivi:bits=4",
+]
 TEXT = Text(
     "story", "".join(f"On day {n} the ship met {n * n % 89} gulls and turned {n % 7} times. " for n in range(400))
 )

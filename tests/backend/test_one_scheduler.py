@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest
 from leankv.serving.devices import device_named
@@ -161,7 +161,7 @@ def test_both_pools_have_the_same_pages_in_the_same_memory(name: str) -> None:
     """SmolLM2's shape; tables for 16 requests of 700 tokens come out of the memory in both."""
     policy, model = registry[name], model_named("smollm2-135m")
     heads = CacheShape(model.layers, model.heads, model.kv_heads, model.head_dim)
-    means = torch.zeros(model.layers, model.kv_heads, model.head_dim)
+    means = KeyMeans(torch.zeros(model.layers, model.kv_heads, model.head_dim))
     cache = KVCache(heads, [policy], slots=16, memory_bytes=40 << 20, max_tokens=700, key_means=means)
     config = SimulationConfig(
         model, device_named("a100-80gb"), policy, max_num_seqs=16, kv_memory_bytes=40 << 20, late_counts=True

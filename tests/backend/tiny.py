@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.engine import Engine
 from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.weights import Loaded
@@ -34,8 +35,9 @@ def prompt_of(tokens: int, seed: int) -> list[int]:
     return torch.randint(3, VOCAB, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def key_means() -> torch.Tensor:
-    return torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(9))
+def key_means() -> KeyMeans:
+    plain, before = torch.randn(2, 2, 2, 64, generator=torch.Generator().manual_seed(9))
+    return KeyMeans(plain, before, 1e4 ** -torch.linspace(0, 1, 32))
 
 
 def engine_of(

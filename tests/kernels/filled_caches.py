@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from leankv.kernels.attention import LayerCache
+from leankv.kernels.attention import LayerCache, TurnedCentres
 from leankv.kernels.layout import locate
+from leankv.kernels.rope import turned, turns_of
 from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import KeyTransform, rotate
 from leankv.serving.formats import KVFormat
@@ -36,11 +37,13 @@ def filled_cache(
     rotated: list[bool] | None = None,
     seed: int = 0,
     swing: float = 0.0,
+    turning: list[bool] | None = None,
 ) -> Filled:
     """A cache whose slot s holds lengths[s] tokens a head in the formats tiers[s] (indices into `layouts`, -1: none).
 
     `amplitude` is that of a few outlier channels of the keys, as in the first layers of real models: alike for all
     tokens. With a `swing` the first two channels of every key are one number, up to that from token to token.
+    Keys of slots that are `turning` have a mean before RoPE of that amplitude and are centred on it by position.
     Everything that is not a stored token (other places, other pages) is filled with bytes that read as NaN.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -62,18 +65,45 @@ def filled_cache(
         torch.tensor(lengths, dtype=torch.int32),
         torch.tensor(tiers, dtype=torch.int32),
         None if rotated is None else torch.tensor(rotated, dtype=torch.int32),
+        None if turning is None else _centres(kv_heads, head_dim, amplitude, turning, lengths, generator),
     )
     level = torch.randn(kv_heads, head_dim, generator=generator)
     level[:, :: head_dim // 4] *= amplitude
     for s, heads in enumerate(lengths):
-        transform = KeyTransform(rotated=bool(rotated and rotated[s]))
         for h, counts in enumerate(heads):
+            transform, base = KeyTransform(rotated=bool(rotated and rotated[s])), level[h]
+            if cache.centres is not None and turning is not None and turning[s]:
+                mean = cache.centres.mean[h : h + 1]
+                transform, base = KeyTransform(mean, transform.rotated, cache.centres.turns), 0 * level[h]
             for tier, count in enumerate(counts):
                 if count:
                     layout = layouts[tiers[s][tier]]
                     pages, places = locate(table[s, h], torch.arange(count), tier, layout)
-                    _store(pool, layout, pages, places, _tokens(count, level[h], generator, swing), transform)
+                    tokens = _tokens(count, base, generator, swing)
+                    if transform.turns is not None:
+                        tokens = _turned(tokens, transform, sum(counts), generator)
+                    _store(pool, layout, pages, places, tokens, transform)
     return Filled(cache, lengths)
+
+
+def _centres(
+    kv_heads: int, head_dim: int, amplitude: float, turning: list[bool], lengths: Lengths, generator: torch.Generator
+) -> TurnedCentres:
+    """Half of the channels turn, as with a partial rotary embedding; positions go on beyond the tokens held."""
+    longest = max(high + low for heads in lengths for high, low in heads)
+    mean = torch.randn(kv_heads, head_dim, generator=generator)
+    mean[:, :: head_dim // 4] *= amplitude
+    turns = turns_of(100 ** -torch.linspace(0, 1, head_dim // 4), 2 * longest)
+    counts = torch.tensor([max(sum(head) for head in heads) for heads in lengths], dtype=torch.int32)
+    return TurnedCentres(mean, turns, torch.tensor(turning, dtype=torch.int32), 2 * counts)
+
+
+def _turned(tokens: Tokens, transform: KeyTransform, held: int, generator: torch.Generator) -> Tokens:
+    """The tokens at random positions, with the mean turned there among their keys."""
+    positions = torch.randint(0, 2 * held, tokens.positions.shape, generator=generator, dtype=torch.int32)
+    centre = transform.centre(positions)
+    assert centre is not None
+    return Tokens(tokens.keys + centre, tokens.values, tokens.scores, positions)
 
 
 def _pages_needed(layouts: tuple[PageLayout, ...], tiers: tuple[int, int], counts: tuple[int, int]) -> tuple[int, int]:
@@ -108,20 +138,26 @@ def attention64(filled: Filled, query: torch.Tensor, scale: float) -> tuple[torc
     contributions: list[list[torch.Tensor]] = []
     for s, heads in enumerate(filled.lengths):
         contributions.append([])
-        q = query[s].double()
+        q = given = query[s].double()
         if cache.rotated is not None and int(cache.rotated[s]):
             q = rotate(q)
         for h, counts in enumerate(heads):
-            keys, values = _dequantized(cache, s, h, counts)
+            keys, values, positions = _dequantized(cache, s, h, counts)
             mine = slice(h * group, (h + 1) * group)
-            probabilities = torch.softmax(q[mine] @ keys.T * scale, -1)
+            logits = q[mine] @ keys.T
+            if cache.centres is not None and int(cache.centres.chosen[s]):
+                centres = turned(cache.centres.mean[h].double(), cache.centres.turns[positions].double())
+                logits += given[mine] @ centres.T
+            probabilities = torch.softmax(logits * scale, -1)
             output[s, mine] = probabilities @ values
             contributions[s].append(probabilities.amax(0))
     return output, contributions
 
 
-def _dequantized(cache: LayerCache, slot: int, head: int, counts: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    keys, values = [], []
+def _dequantized(
+    cache: LayerCache, slot: int, head: int, counts: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    keys, values, positions = [], [], []
     for tier, count in enumerate(counts):
         if count:
             layout = cache.layouts[int(cache.tier_formats[slot, tier])]
@@ -129,4 +165,5 @@ def _dequantized(cache: LayerCache, slot: int, head: int, counts: tuple[int, int
             found = gather(cache.pool, layout, pages[:, None], places[:, None], path="torch")
             keys.append(found.keys[:, 0])
             values.append(found.values[:, 0])
-    return torch.cat(keys).double(), torch.cat(values).double()
+            positions.append(found.positions[:, 0].long())
+    return torch.cat(keys).double(), torch.cat(values).double(), torch.cat(positions)

@@ -14,6 +14,7 @@ import filled_caches as caches
 from leankv.kernels.attention import decode_attention
 from leankv.kernels.attention_triton import decode_workspace
 from leankv.serving.formats import FORMATS, FP8, FP16, K3V2, K4V2, K4V2_24, K4V4, K8V4, KIVI2, KIVI4, KVFormat
+from leankv.serving.pages import layout_of, page_bytes_for
 
 TOLERANCE = 2e-3
 
@@ -38,7 +39,8 @@ def check(
         query[..., 0] = 3 + torch.rand(batch, heads, generator=torch.Generator().manual_seed(4))
         query[..., 1] = 0.01 * query[..., 2] - query[..., 0]
     capacity = max(high + low for row in lengths for high, low in row) + 3
-    workspace = decode_workspace(batch, heads, cache.kv_heads, head_dim, capacity, splits, "cpu")
+    positions = 0 if cache.centres is None else len(cache.centres.turns)
+    workspace = decode_workspace(batch, heads, cache.kv_heads, head_dim, capacity, splits, "cpu", positions)
     for buffer in vars(workspace).values():
         buffer.fill_(float("nan"))
     output = torch.full((batch, heads, head_dim), float("nan"))
@@ -105,8 +107,20 @@ def policies() -> None:
     check("policies", filled, 2, 2, torch.bfloat16)
 
 
+def centred_by_position() -> None:
+    """Positions of 32 and of 24 bits, groups beyond a program's, a batch in which others are not centred so."""
+    tiers, held = [(0, 1), (0, 1), (1, -1)], [[(40, 10)], [(33, 10)], [(20, 0)]]
+    for head_dim, bookkeeping, group, amplitude in ((64, 8, 3, 1), (96, 5, 2, 1), (128, 8, 9, 300)):
+        formats = (K8V4, K3V2)
+        size = page_bytes_for(head_dim, formats, bookkeeping)
+        layouts = tuple(layout_of(format, head_dim, size, bookkeeping) for format in formats)
+        options = {"rotated": [True, False, True], "turning": [True, True, False]}
+        filled = caches.filled_cache(layouts, tiers, held, amplitude, **options)
+        check(f"by-position-{head_dim}-{bookkeeping}", filled, group, 2)
+
+
 if __name__ == "__main__":
-    cases = sys.argv[1:] or ["formats", "groups", "loud", "cancelling", "lengths", "policies"]
+    cases = sys.argv[1:] or ["formats", "groups", "loud", "cancelling", "lengths", "policies", "position"]
     everything = tuple(sorted({f for f in FORMATS.values() if f.k_bits <= 16}, key=lambda f: f.name))
     if "formats" in cases:
         formats((64,), everything)
@@ -123,3 +137,5 @@ if __name__ == "__main__":
         lengths()
     if "policies" in cases:
         policies()
+    if "position" in cases:
+        centred_by_position()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from read_back import NoReadBack
 
 from leankv.backend.cache import KVCache
-from leankv.backend.cache_plan import CacheShape
+from leankv.backend.cache_plan import CacheShape, KeyMeans
 from leankv.kernels.paths import Path as Form
 from leankv.serving.policies.registry import policy_named
 
@@ -27,6 +27,7 @@ NAMES = (
     "h2o:heavy=0.3,recent=0.2",
     "leankv-r:recompress_every=1,prune=0.1,low_mass=0.5,window=4",
     "kivi:bits=4,residual=32",
+    "leankv:alpha_high=1.5,alpha_low=0.7,window=8,key_transform=rope-centred+rotated",
 )
 SHAPE = CacheShape(layers=2, heads=4, kv_heads=2, head_dim=64)
 PROMPT, STEPS = 31, 2
@@ -34,7 +35,8 @@ PROMPT, STEPS = 31, 2
 
 def _cache(path: Form) -> KVCache:
     policies = [policy_named(name) for name in NAMES]
-    means = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(2))
+    plain, before = torch.randn(2, 2, 2, 64, generator=torch.Generator().manual_seed(2))
+    means = KeyMeans(plain, before, 100 ** -torch.linspace(0, 1, 32))
     return KVCache(SHAPE, policies, slots=6, memory_bytes=1 << 21, max_tokens=40, key_means=means, path=path)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from leankv.kernels.layout import new_pool
+from leankv.kernels.rope import turns_of
 from leankv.kernels.store import Tokens, gather, store
 from leankv.kernels.transforms import KeyTransform
 from leankv.serving.formats import FORMATS, FP8, FP16, K2V4, K3V2, K4V2, K8V4, KIVI2, KIVI4, KVFormat
@@ -13,7 +16,14 @@ from leankv.serving.pages import layout_of, page_bytes_for
 HEADS = 2
 
 
-def check(format: KVFormat, head_dim: int, bookkeeping: int, centred: bool = False, rotated: bool = False) -> None:
+def check(
+    format: KVFormat,
+    head_dim: int,
+    bookkeeping: int,
+    centred: bool = False,
+    rotated: bool = False,
+    turning: bool = False,
+) -> None:
     generator = torch.Generator().manual_seed(head_dim)
     layout = layout_of(format, head_dim, page_bytes_for(head_dim, (format, K4V2), bookkeeping), bookkeeping)
     n = 32 if format.key_axis == "channel" else 5
@@ -24,7 +34,10 @@ def check(format: KVFormat, head_dim: int, bookkeeping: int, centred: bool = Fal
         torch.rand(n, HEADS, generator=generator),
         torch.randint(0, 2**24, (n, HEADS), generator=generator, dtype=torch.int32),
     )
-    transform = KeyTransform(tokens.keys.float().mean(0) if centred else None, rotated)
+    turns = turns_of(100 ** -torch.linspace(0, 1, head_dim // 4), 50) if turning else None
+    if turning:
+        tokens = replace(tokens, positions=tokens.positions % 50)
+    transform = KeyTransform(tokens.keys.float().mean(0) if centred else None, rotated, turns)
     places = torch.arange(n)[:, None].expand(n, HEADS).contiguous()
     pages = torch.tensor([[2, 0]]).expand(n, HEADS).clone()
     if format.key_axis == "token":
@@ -43,7 +56,8 @@ def check(format: KVFormat, head_dim: int, bookkeeping: int, centred: bool = Fal
     torch.testing.assert_close(back.keys, oracle.keys, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(back.values, oracle.values, rtol=1e-6, atol=1e-6)
     assert torch.equal(back.scores, oracle.scores) and torch.equal(back.positions, oracle.positions)
-    print(f"{format.name}-{head_dim}-{bookkeeping} centred {centred} rotated {rotated}: {different:.1e}", flush=True)
+    about = f"centred {centred} rotated {rotated} turning {turning}"
+    print(f"{format.name}-{head_dim}-{bookkeeping} {about}: {different:.1e}", flush=True)
 
 
 def non_finite() -> None:
@@ -131,6 +145,7 @@ if __name__ == "__main__":
         check(K4V2, head_dim, 8, centred=True, rotated=True)
     check(K3V2, 64, 8, rotated=True)
     check(K8V4, 64, 8, centred=True)
+    check(K3V2, 96, 5, centred=True, turning=True)
     non_finite()
     beyond_float16()
     top_of_the_range()

@@ -68,6 +68,18 @@ def test_policies_mix_in_one_batch(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("amplitude", (1.0, 300.0))
+def test_centres_that_turn_with_the_position_are_met_again(amplitude: float, path: str) -> None:
+    layouts = caches.layouts_for((K8V4, K4V2, K3V2), 64)
+    tiers, lengths = [(0, 1), (0, 2), (0, 1), (1, -1)], [[(40, 70)], [(33, 20)], [(20, 64)], [(50, 0)]]
+    filled = caches.filled_cache(
+        layouts, tiers, lengths, amplitude, rotated=[True, False, True, False], turning=[True, True, False, False]
+    )
+    # Products of 300 times a query lose float32 digits that plain keys do not; those of `rotated` alone stay as exact.
+    check(filled, 3, path, TOLERANCE[path] * (1 if amplitude == 1 else 20))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_page_boundaries(path: str) -> None:
     layouts = caches.layouts_for((K8V4, K4V2), 128)
     high, low = layouts[0].tokens, layouts[1].tokens

@@ -26,6 +26,7 @@ head_dims = (64, 128) if capability == 90 else (96, 256)
 variants = [attention_variant((K8V4, K4V2), head_dim, 4) for head_dim in head_dims]
 variants += [attention_variant((FP8,), head_dims[0], 4), *other_variants()]
 variants += [attention_variant((FP16, KIVI2), 64, 3, keep_weights=False)]
+variants += [attention_variant((K8V4, K4V2), head_dims[1], 4, by_position=True)]
 variants += [*store_variants(K8V4, 128), *store_variants(KIVI2, 64), *store_variants(K3V2, 64, rotated=True)]
 for variant in variants:
     found = compiled(variant, capability)
@@ -42,12 +43,12 @@ def test_kernels_compile_without_spills_and_attention_loads_are_wide(capability:
     )
     assert child.returncode == 0, child.stderr
     rows = [line.split("|") for line in child.stdout.splitlines()]
-    assert len(rows) == 14
+    assert len(rows) == 16
     assert all(spilled == "0" for _name, spilled, *_rest in rows), child.stdout
     assert all(int(shared) <= SHARED_MEMORY for _name, _spilled, shared, *_widths in rows), child.stdout
     attention = [(int(row[3]), int(row[4])) for row in rows if row[0].startswith(("attention K", "attention FP8"))]
     # Two bytes: a float16 query, once a program. Pages come in 16 bytes a thread.
-    assert len(attention) == 3 and all(least >= 2 and most == 16 for least, most in attention), child.stdout
+    assert len(attention) == 4 and all(least >= 2 and most == 16 for least, most in attention), child.stdout
 
 
 @pytest.mark.parametrize("head_dim", (64, 96, 128, 256))

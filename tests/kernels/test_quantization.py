@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from leankv.kernels import quantization as qz
+from leankv.kernels.attention import TurnedCentres
+from leankv.kernels.rope import turned_back, turns_of
 from leankv.kernels.transforms import KeyTransform, hadamard, rotate
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -126,8 +128,32 @@ def test_transformed_keys_give_the_same_attention(head_dim: int) -> None:
     query = torch.randn(2, head_dim, generator=generator)
     transform = KeyTransform(mean=keys.mean(0), rotated=True)
     plain = torch.softmax(torch.einsum("thd,hd->ht", keys, query), -1)
-    moved = torch.softmax(torch.einsum("thd,hd->ht", transform.turned(transform.centred(keys)), rotate(query)), -1)
+    somewhere = torch.zeros(50, 2, dtype=torch.int32)
+    stored = transform.turned(transform.centred(keys, somewhere))
+    moved = torch.softmax(torch.einsum("thd,hd->ht", stored, rotate(query)), -1)
     torch.testing.assert_close(moved, plain, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(
-        transform.of_stored(transform.turned(transform.centred(keys))), keys, atol=1e-4, rtol=1e-5
-    )
+    torch.testing.assert_close(transform.of_stored(stored, somewhere), keys, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", (8, 32))
+def test_a_mean_before_rope_is_met_at_every_position(pairs: int) -> None:
+    """With a partial rotary embedding, too: against float64, to float32's digits of products of 64 channels."""
+    generator = torch.Generator().manual_seed(pairs)
+    keys, mean = torch.randn(50, 2, 64, generator=generator), 30 * torch.randn(2, 64, generator=generator)
+    query, positions = torch.randn(4, 64, generator=generator), torch.randint(0, 90, (50, 2), generator=generator)
+    turns = turns_of(1e4 ** -torch.linspace(0, 1, pairs), 90)
+    transform = KeyTransform(mean, True, turns)
+    centre = transform.centre(positions)
+    assert centre is not None
+    torch.testing.assert_close(turned_back(centre, turns[positions]), mean.expand(50, 2, 64), atol=1e-4, rtol=1e-5)
+    stored = transform.turned(transform.centred(keys + centre, positions))
+    torch.testing.assert_close(stored, rotate(keys), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(transform.of_stored(stored, positions), keys + centre, atol=1e-4, rtol=1e-5)
+    centres = TurnedCentres(mean, turns, torch.tensor([0, 1]), torch.tensor([90, 90]))
+    products = centres.products(query[None].expand(2, -1, -1), torch.tensor([0, 1]))
+    assert not products[0].any()
+    for head in range(4):
+        exact = query[head].double() @ (keys + centre)[:, head // 2].double().T
+        ours = rotate(query[head]) @ stored[:, head // 2].T + products[1, head, positions[:, head // 2]]
+        wanted, found = (torch.softmax(logits.double() / 8, -1) for logits in (exact, ours))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

@@ -250,6 +250,9 @@ class KVCache:
         if "rope" not in policy.key_transform:
             return tuple(KeyTransform(mean, rotated) for mean in means.plain.to(self.pool.device))
         if means.before_rope is None or means.frequencies is None:
-            raise ValueError("keys cannot be centred before RoPE: the model has no one rotary embedding for all layers")
+            raise ValueError(
+                "keys cannot be centred before RoPE, as the model has no one rotary embedding for all layers; choose "
+                "key_transform=centred+rotated"
+            )
         turns = turns_of(means.frequencies, self.max_tokens).to(self.pool.device)
         return tuple(KeyTransform(mean, rotated, turns) for mean in means.before_rope.to(self.pool.device))

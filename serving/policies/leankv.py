@@ -56,14 +56,16 @@ def leankv_r(
     window: int = 64,
     recompress_every: int = 64,
     bookkeeping: int = 8,
-    key_transform: str = "centred+rotated",
+    key_transform: str = "rope-centred+rotated",
 ) -> Policy:
     """LeanKV with centred and rotated keys and tiers by cumulated mass (the paper's first version chose by mass).
 
-    Centring and rotating leave attention as it is, yet narrow a key's range before it is quantized. The least
-    significant tokens are pruned up to the share `prune` of a head's mass and held low up to `low_mass`; in decode, new
-    tokens enter high and the head is classified again every `recompress_every` steps, which frees emptied pages.
-    Departures from the paper: all of that, except the significance itself.
+    Centring and rotating leave attention as it is, yet narrow a key's range before it is quantized. Keys are centred on
+    their mean before RoPE, turned to each position: a bias, as Qwen2.5 has, then adds nothing to the range. A model
+    without one rotary embedding for all layers needs `key_transform=centred+rotated`. The least significant tokens are
+    pruned up to the share `prune` of a head's mass and held low up to `low_mass`; in decode, new tokens enter high and
+    the head is classified again every `recompress_every` steps, which frees emptied pages. Departures from the paper:
+    all of that, except the significance itself.
     """
     share_knob("prune", prune)
     share_knob("low_mass", low_mass)
@@ -74,7 +76,7 @@ def leankv_r(
     return Policy(
         name="leankv-r",
         paper=PAPER,
-        summary="LeanKV with centred, rotated keys and tiers by attention mass",
+        summary="LeanKV with keys centred before RoPE and rotated, and tiers by attention mass",
         live=True,
         score=SIGNIFICANCE,
         budget=MassTiers(prune, low_mass, window, recompress_every),

@@ -19,7 +19,7 @@ SCALE = 0.125
 LIVE = (
     "fp16", "fp8", "int8", "int4", "kivi:bits=4", "streaming-llm:sink=4,recent=60", "h2o:heavy=0.3,recent=0.2",
     "snapkv:budget=64", "leankv:alpha_high=1,alpha_low=0.3", "leankv-r:recompress_every=8",
-    "leankv-r:recompress_every=8,bookkeeping=5", "leankv-r:recompress_every=8,key_transform=rope-centred+rotated",
+    "leankv-r:recompress_every=8,bookkeeping=5", "leankv-r:recompress_every=8,key_transform=centred+rotated",
 )  # fmt: skip
 
 

@@ -84,7 +84,12 @@ def test_reported_memory_counts_all_that_pages_hold(bookkeeping: int) -> None:
     shape = CacheShape(1, 4, 2, 64)
     policy = policy_named(f"leankv-r:bookkeeping={bookkeeping}")
     cache = KVCache(
-        shape, [policy], slots=2, memory_bytes=1 << 22, max_tokens=600, key_means=KeyMeans(torch.zeros(1, 2, 64))
+        shape,
+        [policy],
+        slots=2,
+        memory_bytes=1 << 22,
+        max_tokens=600,
+        key_means=KeyMeans(*torch.zeros(2, 1, 2, 64), torch.ones(32)),
     )
     _prompt(cache, 300)
     measured = cache.measure()
@@ -129,7 +134,7 @@ def test_a_rehearsal_changes_nothing() -> None:
     names = ("kivi:bits=4,residual=32", "leankv-r:recompress_every=1,window=8,low_mass=0.6")
     cache = KVCache(
         shape, [policy_named(name) for name in names], slots=2, memory_bytes=1 << 22, max_tokens=200,
-        key_means=KeyMeans(torch.zeros(1, 2, 64)),
+        key_means=KeyMeans(*torch.zeros(2, 1, 2, 64), torch.ones(32)),
     )  # fmt: skip
     for policy, slot in ((1, 0), (0, 1)):
         cache.admit(slot, 96, policy)

@@ -62,7 +62,7 @@ def test_selector_is_the_oracles(name: str) -> None:
     values = torch.arange(PROMPT).float()[:, None, None].expand(-1, KV_HEADS, 64)
     cache = KVCache(
         CacheShape(LAYERS, 4, KV_HEADS, 64), [policy], slots=1, memory_bytes=1 << 22, max_tokens=256,
-        key_means=KeyMeans(torch.zeros(LAYERS, KV_HEADS, 64)),
+        key_means=KeyMeans(*torch.zeros(2, LAYERS, KV_HEADS, 64), torch.ones(32)),
     )  # fmt: skip
     cache.admit(0, PROMPT)
     cache.begin_chunk(0, PROMPT)

@@ -161,7 +161,7 @@ def test_both_pools_have_the_same_pages_in_the_same_memory(name: str) -> None:
     """SmolLM2's shape; tables for 16 requests of 700 tokens come out of the memory in both."""
     policy, model = registry[name], model_named("smollm2-135m")
     heads = CacheShape(model.layers, model.heads, model.kv_heads, model.head_dim)
-    means = KeyMeans(torch.zeros(model.layers, model.kv_heads, model.head_dim))
+    means = KeyMeans(*torch.zeros(2, model.layers, model.kv_heads, model.head_dim), torch.ones(model.head_dim // 2))
     cache = KVCache(heads, [policy], slots=16, memory_bytes=40 << 20, max_tokens=700, key_means=means)
     config = SimulationConfig(
         model, device_named("a100-80gb"), policy, max_num_seqs=16, kv_memory_bytes=40 << 20, late_counts=True

@@ -30,7 +30,8 @@ Keys per channel (KIVI) pack alike, but `key_meta` holds, for each group of 32 p
 group p // 32 is word (p // 32) * D + d. Such a group is written whole.
 
 Stored keys may be centred (the head's mean key subtracted) and rotated (`kernels/transforms.py`); attention then takes
-the rotated query. Both are exact in the softmax.
+the rotated query. Where the mean is one from before RoPE, turned to the token's position, attention adds its product
+with the query again. All of it is exact in the softmax.
 """
 
 from __future__ import annotations

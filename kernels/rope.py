@@ -3,6 +3,9 @@
 A model's bias and mean key are vectors from before RoPE, which turns them by an angle that grows with the position:
 channel i and channel i + n of the first 2n turn together, by `frequencies[i]` a position. The channels behind those do
 not turn. What is computed here is exact whatever a model does, as long as storing and attention agree.
+
+KVQuant (arXiv 2401.18079) quantizes keys before RoPE, and so turns every key when it is read; here they stay as
+attention wants them, and all that is turned is one vector a head.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ TABLE_BYTES = 8
 """Per page: an entry of the free list and one of a page table, 32 bits each."""
 COUNTER_BYTES = 8
 """Per sequence, head and tier: tokens held, and pages."""
+PRODUCT_BYTES = 4
+"""Of a query head's product with a centre at one position, in float32."""
 FLOAT_NOISE = 1e-6
 """What a mean of pages may exceed a whole number by without meaning one more page."""
 SEQUENCES = 256
@@ -310,22 +312,36 @@ class MemoryModel:
         """(tier, heads, tokens read, bytes a token) of everything a step reads."""
         policy, head_dim = self.policy, self.model.head_dim
         groups = policy.read_groups(self.model.layers, self.model.kv_heads_on_rank(self.tp))
-        reads = [
+        reads: list[tuple[int, int, Callable[[int, int], float], float]] = [
             (tier, group.heads, curve.at, self._step_bytes(policy.tiers[tier].format))
             for group in groups
             for tier, curve in enumerate(group.curves)
             if curve is not None
         ]
+        if self._products:  # every position has one, whether its token is held or not
+            written = sum(group.heads for group in groups)
+            reads.append((0, written, lambda _prompt, context: float(context), self._products))
         bounds = 2 * head_dim * policy.page_vectors / UNIFORM_PAGE_TOKENS
         return tuple(reads + ([(part.tier, part.heads, part.at, bounds) for part in self._parts] if bounds else []))
 
+    @property
+    def _products(self) -> float:
+        """Bytes a KV head and position of its queries' products with a centre that turns: written, then read again."""
+        if not self.policy.key_transform.startswith("rope"):
+            return 0.0
+        return PRODUCT_BYTES * self.model.heads / self.tp / self.model.kv_heads_on_rank(self.tp)
+
     def _step_bytes(self, format: KVFormat) -> float:
-        """Bytes moved a step for each token read: its own, its score read and written, its share of recompression."""
+        """Bytes moved a step for each token read: its own, its score read and written, its share of recompression.
+
+        And its queries' products with a centre that turns with the position.
+        """
         policy = self.policy
         token = format.bytes_per_token(self.model.head_dim)
         if not policy.bookkeeping:
             return token
         kept = token + policy.bookkeeping
+        beside = policy.bookkeeping + self._products
         if policy.trigger.when == "every-n":
-            return kept + policy.bookkeeping + 2 * kept / policy.trigger.steps
-        return kept + policy.bookkeeping
+            return kept + beside + 2 * kept / policy.trigger.steps
+        return kept + beside

@@ -91,7 +91,7 @@ class Deployment(Serving):
             InputError: an unknown name (with the nearest), a number out of range, or a policy named twice.
         """
         from leankv.serving.errors import InputError
-        from leankv.serving.policies.registry import policy_named
+        from leankv.serving.policies.registry import policies_named
         from leankv.serving.profile import load_profile
         from leankv.simulator.config import SimulationConfig
         from leankv.simulator.forecast import LENGTH_ACCURACY, Accuracy
@@ -106,7 +106,7 @@ class Deployment(Serving):
         measured = profile.settings if profile else {}
         pool = int(self.kv_memory_gib * GIB) if self.kv_memory_gib else measured.get("kv_memory_bytes")
         length_accuracy = LENGTH_ACCURACY if self.length_accuracy is None else self.length_accuracy
-        kinds = [tuple(policy_named(part) for part in name.split("+")) for name in names]
+        kinds = [policies_named(name) for name in names]
         return [
             SimulationConfig(
                 model=model,

@@ -63,6 +63,21 @@ def policy_named(spec: str) -> Policy:
     return replace(METHODS[name](**knobs), name=spec)
 
 
+def policies_named(spec: str) -> tuple[Policy, ...]:
+    """The policies of replicas that differ, one after another with + between; a knob's value may have a + of its own.
+
+    Raises:
+        InputError: as `policy_named`.
+    """
+    parts: list[str] = []
+    for part in spec.split("+"):
+        if parts and ":" in parts[-1] and part.partition(":")[0] not in METHODS:
+            parts[-1] += f"+{part}"
+        else:
+            parts.append(part)
+    return tuple(map(policy_named, parts))
+
+
 def knobs_of(name: str) -> dict[str, Knob]:
     """The knobs of a method with their defaults."""
     return {knob: parameter.default for knob, parameter in signature(METHODS[name]).parameters.items()}

@@ -7,7 +7,7 @@ from leankv.serving.errors import InputError
 from leankv.serving.formats import K3V2, K4V4, KIVI4
 from leankv.serving.policies import registry as registry_module
 from leankv.serving.policies.budgets import Residual
-from leankv.serving.policies.registry import METHODS, knobs_of, policy_named, registry
+from leankv.serving.policies.registry import METHODS, knobs_of, policies_named, policy_named, registry
 
 DESIGN_TABLE = [
     "fp16", "fp8", "int8", "int4", "kivi", "streaming-llm", "h2o", "snapkv", "pyramidkv", "ada-kv", "duo-attention",
@@ -85,3 +85,22 @@ def test_bad_specs_are_one_line(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         policy_named(spec)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("fp16", ["fp16"]),
+        ("fp16+leankv", ["fp16", "leankv"]),
+        ("leankv:key_transform=centred+rotated", ["leankv:key_transform=centred+rotated"]),
+        ("leankv:key_transform=centred+rotated+fp16", ["leankv:key_transform=centred+rotated", "fp16"]),
+        ("kivi:bits=2+kivi:bits=4", ["kivi:bits=2", "kivi:bits=4"]),
+    ],
+)
+def test_replicas_are_told_from_a_knob_with_a_plus(spec: str, names: list[str]) -> None:
+    assert [policy.name for policy in policies_named(spec)] == names
+
+
+def test_an_unknown_replica_is_named() -> None:
+    with pytest.raises(InputError, match="did you mean 'leankv'"):
+        policies_named("fp16+leankw")

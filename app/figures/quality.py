@@ -46,7 +46,8 @@ class Axis:
 def frontier(points: Sequence[Point], axis: Axis, dark: bool = False, height: int = 460) -> Chart:
     """Quality against physical compression, a mark a policy with its interval; up and right is better.
 
-    The broken line joins the policies that no other beats in both. A policy beyond the axis' cut stands at its edge.
+    The broken line joins the policies that no other beats in both; these are named where they stand, all in the legend.
+    A policy beyond the axis' cut stands at its edge.
     """
     import plotly.graph_objects as go
 
@@ -81,12 +82,12 @@ def frontier(points: Sequence[Point], axis: Axis, dark: bool = False, height: in
                     "size": 13,
                     "line": {"width": 1, "color": ink(dark)},
                 },
-                name=point.policy,
-                showlegend=False,
+                name=_short(point.policy),
                 hovertemplate=f"{point.policy}: {_told(point, axis)} at {point.ratio:.2f}x<extra></extra>",
             )
         )
-    figure.update_layout(hovermode="closest")
+    beside = {"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top", "font": {"size": 11}}
+    figure.update_layout(hovermode="closest", legend=beside)
     ticks = [1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}x" for tick in ticks], range=_reach(points))
     figure.update_yaxes(autorange="reversed" if axis.less_is_better else True)
@@ -285,7 +286,14 @@ def _bar(point: Point, axis: Axis) -> dict[str, object] | None:
 
 
 def _label(point: Point, axis: Axis) -> str:
-    return f"{point.policy} ({_figure(point.value, axis)})" if _beyond(point, axis) else point.policy
+    """Names of all would lie on each other: the frontier's are enough, and figures of what the axis cuts off."""
+    if _beyond(point, axis):
+        return _figure(point.value, axis)
+    return _short(point.policy).replace(",", ",<br>") if point.on_frontier else ""
+
+
+def _short(policy: str) -> str:
+    return policy.replace("key_transform=", "").replace("format=", "")
 
 
 def _told(point: Point, axis: Axis) -> str:

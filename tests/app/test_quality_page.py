@@ -150,7 +150,7 @@ def test_a_collapsed_policy_stands_at_the_edge_with_its_figure(quality: Quality)
     chart = figures.frontier(qualitywords.points(quality, "perplexity"), axis)
     (trace,) = [trace for trace in chart.figure.data if trace.name == "int4"]
     assert trace.y[0] == axis.cut
-    assert trace.text[0].startswith("int4 (+19") and trace.error_y.array is None
+    assert trace.text[0].startswith("+19") and trace.error_y.array is None
     assert chart.figure.layout.yaxis.autorange == "reversed"
 
 

@@ -124,7 +124,7 @@ def by_policy(points: Sequence[Point], axis: Axis, dark: bool = False) -> Chart:
         figure.add_trace(
             go.Scatter(
                 x=[_cut(point.value, axis)],
-                y=[point.policy],
+                y=[_short(point.policy)],
                 error_x=_bar(point, axis),
                 mode="markers",
                 marker={"color": look.colour, "symbol": look.marker, "size": 11},
@@ -135,7 +135,7 @@ def by_policy(points: Sequence[Point], axis: Axis, dark: bool = False) -> Chart:
         if point.policy == "fp16":
             figure.add_vline(x=point.value, line={"color": ink(dark), "dash": "dot", "width": 1.5})
     figure.update_layout(hovermode="closest", margin={"t": 8})
-    figure.update_yaxes(categoryorder="array", categoryarray=[point.policy for point in ordered][::-1])
+    figure.update_yaxes(categoryorder="array", categoryarray=[_short(point.policy) for point in ordered][::-1])
     return Chart(figure, _alt(ordered, axis), table(ordered, axis))
 
 

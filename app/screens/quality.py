@@ -139,7 +139,8 @@ def _table(quality: Quality) -> None:
 def _tasks(quality: Quality) -> None:
     shown = [metric for metric in qualitywords.metrics(quality) if metric not in ("kl_nats", "agreement")]
     st.header("By task", anchor=False, help="From the least to the most compressing policy; the line is fp16.")
-    for column, metric in zip(st.columns(len(shown)), shown, strict=True):
+    places = [column for _ in range(0, len(shown), 2) for column in st.columns(2)]
+    for column, metric in zip(places, shown, strict=False):
         with column:
             axis = qualitywords.AXES[metric][0]
             show(figures.by_policy(qualitywords.points(quality, metric), axis, is_dark()), f"task-{metric}")

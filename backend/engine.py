@@ -47,9 +47,9 @@ def rehearsed_prompts(most: int) -> list[int]:
 class Engine:
     """One model under one policy. `add` requests, then call `step` until `idle`.
 
-    memory_bytes: of the KV pool with its tables. max_tokens: longest request, prompt and output together. key_means
-    float32 [layers, kv_heads, head_dim]: for policies that centre keys. The model attends through this engine's cache
-    from now on. Raises InputError where the memory is too small or the policy does not run live.
+    memory_bytes: of the KV pool with its tables. max_tokens: longest request, prompt and output together. key_means:
+    for policies that centre keys. The model attends through this engine's cache from now on. Raises InputError where
+    the memory is too small or the policy does not run live.
 
     on_logits: called in each step (in inference mode) with the requests that are due a token and the logits that choose
     it, float32 [requests, vocab], before the tokens are appended: row i speaks of the token that comes after

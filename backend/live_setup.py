@@ -31,7 +31,7 @@ MEANS_TOKENS = 512
 
 @dataclass(frozen=True, eq=False)
 class LiveSetup:
-    """prompts: by request of the trace. key_means: float32 [layers, kv_heads, head_dim], where some policy centres."""
+    """prompts: by request of the trace. key_means: where some policy centres keys."""
 
     loaded: Loaded
     model: ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,9 +24,6 @@ from leankv.serving.models import ModelSpec, model_of_config
 from leankv.serving.policies.base import Policy
 from leankv.serving.pool_plan import page_bytes_of
 from leankv.serving.scheduler import SchedulerLimits
-
-if TYPE_CHECKING:
-    pass
 
 TEXTS, QUICK_TEXTS = 4, 2
 FREE_SHARE = 0.7

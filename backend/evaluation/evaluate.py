@@ -38,8 +38,8 @@ PROMPT_TOKENS_A_STEP = 64
 class Evaluation:
     """What to evaluate. policies: the baseline is added where it is missing, since all else is held against it.
 
-    device: in words. versions: of the libraries. key_means float32 [layers, kv_heads, head_dim]: for policies that
-    centre keys. batch: samples that run together; part of the settings, as it may move the last digit.
+    device: in words. versions: of the libraries. key_means: for policies that centre keys. batch: samples that run
+    together; part of the settings, as it may move the last digit.
     """
 
     loaded: Loaded

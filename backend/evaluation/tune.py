@@ -80,8 +80,8 @@ def knobs_of(spec: str) -> Knobs:
 class Meter:
     """Scores policies on fixed windows against fp16, which is scored first.
 
-    items: two or more forced windows, all with as many scored tokens. means: for
-    policies that centre keys. Raises InputError for windows longer than the model reads.
+    items: two or more forced windows, all with as many scored tokens. means: for policies that
+    centre keys. Raises InputError for windows longer than the model reads.
     """
 
     def __init__(

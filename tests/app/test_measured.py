@@ -244,14 +244,18 @@ def test_a_tunings_folder_can_be_named_and_is_told_with_its_settings(leankv_home
     assert "holds a tuning of another" in opened("quality", tuning=mine).error[0].value
 
 
-def test_the_tuning_that_ships_is_read_and_says_where_its_search_ended(repository: Path) -> None:
-    """Its file may be older than the note of where a grid ended."""
+@pytest.mark.parametrize("model", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_the_tunings_that_ship_are_read_and_name_policies_that_can_be_run(repository: Path, model: str) -> None:
+    """A grid's end is a knob of the policy that was found."""
     from leankv.serving.tuning import load_tuning
 
-    shipped = repository / "profiles" / "tuning" / MODEL
-    first = load_tuning(shipped / "tune.json")["found"][0]
-    assert "alpha_low=" in first["spec"] and isinstance(first["at_end"], list)
-    assert "windows searched" in tunings.conditions(tunings.opened(shipped, MODEL), shipped)
+    shipped = repository / "profiles" / "tuning" / model
+    found = load_tuning(shipped / "tune.json")["found"]
+    assert found
+    for each in found:
+        assert policy_named(each["spec"]).name == each["spec"] and each["spec"].startswith(each["policy"])
+        assert all(knob in each["spec"] for knob in each["at_end"])
+    assert "windows searched" in tunings.conditions(tunings.opened(shipped, model), shipped)
 
 
 def test_an_older_file_tells_the_highest_levels_that_it_tried(tmp_path: Path) -> None:

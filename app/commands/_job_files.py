@@ -12,6 +12,7 @@ from typing import Any
 
 from leankv.app.commands._job_parts import Result
 from leankv.serving.profile import PROFILE_FILE
+from leankv.serving.quality import QUALITY_FILE
 
 ARCHIVE = "gpu-job.tar.gz"
 MOST_BYTES = 1 << 21
@@ -75,6 +76,11 @@ def _figures(folder: Path) -> dict[str, Any]:
             found[name] = {policy: each["held_out"] for policy, each in content["policies"].items()}
     if (content := read(folder / "validation" / "validation.json")) is not None:
         found["validation"] = content["summary"]["targets"]
+    if (content := read(folder / "quality" / QUALITY_FILE)) is not None:
+        chosen = ("physical_ratio", "scores")
+        found["quality"] = {
+            policy: {name: each[name] for name in chosen} for policy, each in content["policies"].items()
+        }
     return found
 
 
@@ -94,4 +100,15 @@ def _as_text(content: Mapping[str, Any]) -> str:
         value = target["value"]
         shown = f"{value:.1%} (at most {target['target']:.0%})" if isinstance(value, float) else f"{value}"
         lines.append(f"validation, {target['name']}: {shown}, {'holds' if target['holds'] else 'MISSED'}")
+    for policy, each in content["figures"].get("quality", {}).items():
+        lines.append(f"quality, {policy}: {each['physical_ratio']:.2f}x, perplexity {_perplexity(each['scores'])}")
     return "\n".join(lines) + "\n"
+
+
+def _perplexity(scores: Mapping[str, Any]) -> str:
+    """As it is, and by how much it is above the baseline's, which itself has no difference."""
+    score = scores["perplexity"]
+    if score["difference"] is None:
+        return f"{score['value']:.2f}"
+    low, high = score["difference_interval"]
+    return f"{score['value']:.2f}, {score['difference']:+.1%} [{low:+.1%}, {high:+.1%}]"

@@ -1,4 +1,4 @@
-"""Everything that a GPU is needed for, in one command of nine minutes: check, benchmark, calibrate, validate."""
+"""All that a GPU is needed for, in one command of nine minutes: check, benchmark, calibrate, validate, evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from leankv.serving.profile import PROFILE_FILE
 
 ABOUT = """\
 Do all that needs a GPU, within a time, and leave small files to carry home: the kernels' correctness and speed, a
-profile of a model with its validation, and step times of a large model's shape with random weights.
+profile of a model with its validation, step times of a large model's shape with random weights, and what policies cost
+in answers.
 
   leankv gpu-job --output-dir job                     # on a machine with a GPU; no network is needed
   leankv gpu-job --backend cpu --quick                # the same parts, tiny, to see that they run
@@ -34,7 +35,7 @@ are also in one, gpu-job.tar.gz at the top of the output folder, for machines th
 """
 SCHEMA_VERSION = 1
 Parts = Annotated[
-    tuple[Literal["correctness", "kernels", "calibrate", "validate", "shape"], ...],
+    tuple[Literal["correctness", "kernels", "calibrate", "validate", "shape", "quality"], ...],
     tyro.conf.UseAppendAction,
     tyro.conf.arg(metavar="NAME", help_behavior_hint=""),
 ]
@@ -48,6 +49,10 @@ TINY_TRAFFIC = (
     "--limit", "4", "--max-prompt", "24", "--max-output", "3", "--repeats", "1", "--load", "knee",
     "--max-num-seqs", "2", "--max-num-batched-tokens", "32",
 )  # fmt: skip
+EVALUATED = (*VALIDATED, "kivi:bits=4", "h2o", "leankv:alpha_low=0,key_transform=rope-centred+rotated", "leankv-r")
+SAMPLES = ("--task", "perplexity", "--task", "needle", "--windows", "40", "--prefix", "1024", "--scored", "32",
+           "--batch", "20")  # fmt: skip
+TINY_SAMPLES = ("--task", "perplexity", "--windows", "2", "--prefix", "96", "--scored", "4", "--batch", "2")
 ONE_SHAPE, TINY_SHAPE = ("--batch", "1", "--context", "1024"), ("--batch", "1", "--context", "64")
 
 
@@ -60,11 +65,11 @@ class Job:
     quick: bool = False
     """A tiny job, to see that every part runs: its figures mean nothing."""
     model: str = "smollm2-135m"
-    """The model to calibrate and validate: smollm2-135m, a folder with config.json, a .gguf file, or a name."""
+    """The model to calibrate, validate and evaluate: smollm2-135m, a folder with config.json, a .gguf file, a name."""
     shape: str = "llama-3-8b"
     """The shape whose step times are measured with random weights: a preset, or the path of a config.json."""
     part: Parts = ()
-    """Only this part, repeatable: correctness, kernels, calibrate, validate, shape. Default: all."""
+    """Only this part, repeatable: correctness, kernels, calibrate, validate, shape, quality. Default: all."""
     output_dir: File = None
     """Folder for results; default: gpu-job, in the folder that $OUT names where that is set."""
 
@@ -117,11 +122,13 @@ def parts_of(job: Job, folder: Path) -> list[Part]:
     once = ("calibrate", *on, "--rounds", "1")
     calibrate = (*once, *_each("--policy", CALIBRATED))
     shapes: tuple[tuple[str, ...], tuple[str, ...]] = (ONE_SHAPE, ())
-    traffic = (*TRAFFIC, *_each("--policy", VALIDATED))
+    traffic, samples = (*TRAFFIC, *_each("--policy", VALIDATED)), (*SAMPLES, *_each("--policy", EVALUATED))
     if job.quick:
         calibrate = (*once, *_each("--policy", QUICK), "--quick")
-        shapes, traffic = (TINY_SHAPE, TINY_SHAPE), (*TINY_TRAFFIC, *_each("--policy", QUICK))
-    profile, validation, shape = (str(folder / name) for name in ("profile", "validation", "shape"))
+        shapes, policies = (TINY_SHAPE, TINY_SHAPE), _each("--policy", QUICK)
+        traffic, samples = (*TINY_TRAFFIC, *policies), (*TINY_SAMPLES, *policies)
+    profile, validation, shape, quality = (str(folder / name) for name in ("profile", "validation", "shape", "quality"))
+    evaluate = ("evaluate", *on, "--model", job.model)
     replayed = ("--model", f"random:{job.shape}", "--retention-from", profile)
     needs = folder / "profile" / PROFILE_FILE
     parts = [
@@ -130,6 +137,7 @@ def parts_of(job: Job, folder: Path) -> list[Part]:
         Part("calibrate", (*calibrate, "--model", job.model, "--output-dir", profile), 2.5),
         Part("validate", (*validate, "--profile", profile, *traffic, "--output-dir", validation), 2.0, needs),
         Part("shape", (*calibrate, *replayed, "--output-dir", shape), 2.0, needs),
+        Part("quality", (*evaluate, *samples, "--output-dir", quality), 1.5),
     ]
     return [part for part in parts if not job.part or part.name in job.part]
 
@@ -139,7 +147,7 @@ def _each(flag: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _uses_model(parts: Sequence[Part]) -> bool:
-    return any(part.name in ("calibrate", "validate") for part in parts)
+    return any(part.name in ("calibrate", "validate", "quality") for part in parts)
 
 
 def _check(job: Job, folder: Path, parts: Sequence[Part]) -> None:
@@ -148,7 +156,7 @@ def _check(job: Job, folder: Path, parts: Sequence[Part]) -> None:
 
     if not job.minutes > 0:
         raise InputError(f"--minutes {job.minutes:g}: give a number above 0")
-    texts = any(part.name in ("calibrate", "validate", "shape") for part in parts)
+    texts = any(part.name in ("calibrate", "validate", "shape", "quality") for part in parts)
     lacking = missing(job.model if _uses_model(parts) else None, texts, job.backend != "cpu")
     if job.backend != "cpu" and "torch" not in lacking:
         from leankv.backend.live_setup import device_named

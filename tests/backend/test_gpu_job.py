@@ -68,7 +68,7 @@ def test_what_a_part_leaves_goes_to_the_next_and_none_takes_a_later_ones() -> No
 
 def test_parts_are_commands_in_their_order(tmp_path: Path) -> None:
     parts = {part.name: part for part in parts_of(Job(), tmp_path)}
-    assert list(parts) == ["correctness", "kernels", "calibrate", "validate", "shape"]
+    assert list(parts) == ["correctness", "kernels", "calibrate", "validate", "shape", "quality"]
     assert all("cuda" in part.words for part in parts.values())
     assert "random:llama-3-8b" in parts["shape"].words and model_named("llama-3-8b").layers == 32
     assert parts["validate"].needs == parts["shape"].needs == tmp_path / "profile" / "profile.json"
@@ -152,15 +152,19 @@ def test_one_archive_has_the_small_files(tmp_path: Path) -> None:
 def test_the_tiny_job_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model(tmp_path / "tiny")
     tiny = str(tmp_path / "tiny")
-    parts = [word for name in ("calibrate", "validate", "shape") for word in ("--part", name)]
+    parts = [word for name in ("calibrate", "validate", "shape", "quality") for word in ("--part", name)]
     words = ["--backend", "cpu", "--quick", "--model", tiny, "--shape", tiny, *parts]
     status = cli.main(["gpu-job", *words, "--output-dir", str(tmp_path / "job")])
     shown = capsys.readouterr().out
     assert status == 0, shown
     report = json.loads((tmp_path / "job" / "report.json").read_text())
-    assert [part["status"] for part in report["parts"]] == [PASSED] * 3
-    assert set(report["figures"]) == {"profile", "shape", "validation"}
+    assert [part["status"] for part in report["parts"]] == [PASSED] * 4
+    assert set(report["figures"]) == {"profile", "shape", "validation", "quality"}
     shape = json.loads((tmp_path / "job" / "shape" / "profile.json").read_text())
-    assert (tmp_path / "job" / "gpu-job.tar.gz").exists()
+    with tarfile.open(tmp_path / "job" / "gpu-job.tar.gz") as archive:
+        assert {"job/quality/quality.json", "job/quality/samples.parquet"} <= set(archive.getnames())
+    answers = report["figures"]["quality"]
+    assert set(answers) == {"fp16", "leankv"} and answers["leankv"]["scores"]["perplexity"]["paired"] == 2
+    assert "quality, leankv: " in shown and " [" in shown.split("quality, leankv: ")[1].splitlines()[0]
     assert shape["policies"]["leankv"]["heads"] is None
     assert "replayed" in shape["policies"]["leankv"]["retention"]["source"]

@@ -21,7 +21,7 @@ from leankv.backend.live_request import LiveRequest, Sampling
 from leankv.backend.page_account import LivePages
 from leankv.backend.room import GIB, memory_told
 from leankv.backend.sampling import choose
-from leankv.backend.step_log import Clock, FinalState, SlotCounts, StepLog, StepRow
+from leankv.backend.step_log import Clock, Held, SlotCounts, StepLog, StepRow
 from leankv.backend.step_model import Computed, StepModel
 from leankv.backend.step_read import CacheFault, read
 from leankv.serving.errors import InputError
@@ -92,6 +92,7 @@ class Engine:
         self.scheduler: Scheduler[LiveRequest] = Scheduler(limits, self.pages, self._preempted)
         self.clock, self.log = Clock(), StepLog()
         self.preemptions = 0
+        self._counts = SlotCounts((), ())
         ends = self.model.generation_config.eos_token_id
         self.eos = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
         attend_through_cache(self.model)
@@ -136,12 +137,17 @@ class Engine:
         finished = self._report(decoding, chunks, tokens, end)
         row = self._row((start, scheduled, end), waiting, decoding, chunks, given, seen.counts)
         self.pages.stepped([high + low for high, low in seen.counts.pages])
+        self._counts = seen.counts
         for request in finished:
-            high, low, *held = seen.counts.totals([request.slot])
-            self.log.final.append(FinalState(request.cached, high + low, (held[0], held[1])))
+            self.log.final.append(self.held(request))
             self.scheduler.finish(request)
         self.log.rows.append(replace(row, done_ps=self.clock.now()))
         return finished
+
+    def held(self, request: LiveRequest) -> Held:
+        """What a running request holds after the last step."""
+        high, low, *tokens = self._counts.totals([request.slot])
+        return Held(request.cached, high + low, (tokens[0], tokens[1]))
 
     def warm_up(self, record_all: bool = False) -> None:
         """Serve a short request, where one fits, and forget it: first calls allocate, compile and page in.

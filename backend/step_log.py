@@ -70,8 +70,8 @@ class SlotCounts:
 
 
 @dataclass(frozen=True)
-class FinalState:
-    """What a request held when it finished: positions cached, pages, tokens by tier over all layers and heads."""
+class Held:
+    """What a request holds between two steps: positions cached, pages, tokens by tier over all layers and heads."""
 
     cached: int
     pages: int
@@ -80,13 +80,13 @@ class FinalState:
 
 @dataclass
 class StepLog:
-    """A row a step, and the final state of every request that finished.
+    """A row a step, and what every request that finished held at its end.
 
     preemption_gaps_ps: from a token to the next one of its request, where it lost its cache in between.
     """
 
     rows: list[StepRow] = field(default_factory=list)
-    final: list[FinalState] = field(default_factory=list)
+    final: list[Held] = field(default_factory=list)
     preemption_gaps_ps: list[int] = field(default_factory=list)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:

@@ -54,9 +54,12 @@ context_tokens, depth: a needle's. score: from 0 to 1, higher is better: 1/perpl
 answer is right. log_probability_nats: summed over the reference's `scored_tokens`, each after the true ones before it.
 agreement: share of the scored tokens whose likeliest token is the baseline's (a choice: whether the same option wins).
 kl_nats: mean divergence of the next token's distribution from the baseline's, KL(baseline || policy).
-stopped: whether a generated answer ended by itself. kv_*_bytes: of the cache when the request ended: its positions in
-FP16, the payload held, and the pages held.
+stopped: whether a generated answer ended by itself. kv_*_bytes: of the cache, its positions in FP16, the payload held,
+and the pages held: mean over the sample's decode steps, as each began; at the sample's end in evaluations whose
+settings do not note "kv_bytes".
 """
+KV_BYTES = "mean over decode steps"
+"""What an evaluation notes of its bytes: what was held while tokens were scored, not what a last step left."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ class Quality:
         """By policy, in the order of `specifications`; those without a sample are left out."""
         scored = {policy: self._policy(policy) for policy in self.specifications}
         return {policy: found for policy, found in scored.items() if found is not None}
+
+    @property
+    def bytes_of(self) -> str:
+        """Of when the ratios are, in words."""
+        noted = {str(each.get("kv_bytes", "at their end")) for each in self.settings.values()}
+        return " or ".join(sorted(noted)) or KV_BYTES
 
     def of(self, policy: str, task: str | None = None) -> pa.Table:
         """The samples of a policy, and of a task where named."""

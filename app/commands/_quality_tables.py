@@ -41,9 +41,9 @@ def print_quality(quality: Quality) -> None:
         "\\[ ]: 95 %, of shares Wilson's, else a bootstrap over samples, expanded where they are few; differences are "
         "to fp16 on the same samples. Lengths are of the prompts whose fp16 answer was not cut off; the others are "
         "left out, and what was cut off is longer in truth, so growth is understated. Ratios: FP16 bytes over "
-        "payload bytes (nominal) and over bytes of pages held (physical), of the windows at their end. Negative: "
-        "of the policy's samples that fp16 scores above 0 and at least as well as usual, those on which the policy is "
-        f"more than {THETA:.0%} worse than fp16."
+        "payload bytes (nominal) and over bytes of pages held (physical), of the windows, "
+        f"{quality.bytes_of}. Negative: of the policy's samples that fp16 scores above 0 and at least as well as "
+        f"usual, those on which the policy is more than {THETA:.0%} worse than fp16."
     )
 
 

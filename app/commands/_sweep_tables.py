@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 COST = "usd_per_million_output_tokens"
-FIGURES = ("peak_kv_gib", "kv_pool_gib", "output_throughput", "preemptions", "rejected", COST)
+RATIOS = ("nominal_ratio", "physical_ratio")
+FIGURES = ("peak_kv_gib", "kv_pool_gib", *RATIOS, "output_throughput", "preemptions", "rejected", COST)
 COLUMNS = (
     "policy",
     "tp",
@@ -66,8 +67,28 @@ def report(outcomes: Sequence[Outcome], rates: Mapping[float, float], share: flo
     console.print(f"\nHighest rate with {100 * share:.4g} % or more of the requests in time ({slo}), the queue stable:")
     for policy, place, found in knees:
         console.print(f"  {policy}{_where(place, rows)}: {_told(found)}")
+    for sentence in sources(outcomes):
+        console.print(sentence, markup=False, highlight=False)
     for error in dict.fromkeys(row["error"] for row in rows if row["error"]):
         console.print(f"failed: {error}", style="red", highlight=False)
+
+
+def sources(outcomes: Sequence[Outcome]) -> list[str]:
+    """Where the step times come from, and what tells which tokens each policy keeps."""
+    summaries = {each.point.config.policy_name: each.summary for each in outcomes if each.summary is not None}
+    times = {name: str(summary["step_time_source"]) for name, summary in summaries.items()}
+    kept = {name: str(summary["retention_source"]) for name, summary in summaries.items()}
+    return [f"{title}: {_by_value(found)}" for title, found in (("step times", times), ("tokens kept", kept))]
+
+
+def _by_value(named: Mapping[str, str]) -> str:
+    """Each value with the names that have it; the value alone where all do."""
+    groups: dict[str, list[str]] = {}
+    for name, value in named.items():
+        groups.setdefault(value, []).append(name)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in groups.items())
 
 
 def point_row(outcome: Outcome, offered_rps: float) -> Row:
@@ -135,6 +156,7 @@ SHOWN: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("TTFT p99 ms", _figure("p99_ttft_ms", 0)),
     ("TPOT p99 ms", _figure("p99_tpot_ms", 1)),
     ("KV peak GiB", _figure("peak_kv_gib", 2)),
+    ("nominal / physical", lambda row: " / ".join(f"{row[name]:.2f}x" for name in RATIOS)),
     ("limited by", lambda row: str(row["limited_by"]) if row["stable"] else f"{row['limited_by']}, unstable"),
 )
 

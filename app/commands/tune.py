@@ -111,6 +111,7 @@ def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
     from leankv.backend.live_setup import MEANS_TOKENS, described, device_named, loaded_on
     from leankv.backend.texts import essays, read_texts, windows
     from leankv.serving.policies.registry import policy_named
+    from leankv.serving.quality import KV_BYTES
 
     texts = read_texts(command.texts) if command.texts else essays()
     device = device_named(command.backend)
@@ -123,7 +124,7 @@ def _tuned(command: Tune, knobs: Sequence[Knobs]) -> dict[str, Any]:
         means = key_means_of(loaded, windows(essays(), loaded.tokenizer, MEANS_TOKENS, 1)[0])
     parts = {"held_in": items[: command.windows], "held_out": items[command.windows :]}
     model = {"model": loaded.name, "model_sha256": fingerprint(loaded), "dtype": command.dtype}
-    settings = {**task.settings(), **model, "held_out": command.held_out}
+    settings = {**task.settings(), **model, "held_out": command.held_out, "kv_bytes": KV_BYTES}
     meter = cache(lambda part: Meter(loaded, parts[part], means, policies))
     measures = [lambda policy, point, part=part: meter(part).measure(policy, point) for part in parts]
     found = []

@@ -26,7 +26,7 @@ from leankv.serving.models import ModelSpec
 from leankv.serving.paired import BASELINE
 from leankv.serving.policies.base import Policy
 from leankv.serving.policies.registry import policy_named
-from leankv.serving.quality import Quality, samples_table, save_quality
+from leankv.serving.quality import KV_BYTES, Quality, samples_table, save_quality
 
 Progress = Callable[[float], None]
 BATCH = 8
@@ -69,7 +69,8 @@ def evaluate(evaluation: Evaluation, folder: Path | None, progress: Progress) ->
 
     Raises InputError: the folder's evaluation is of other settings; texts too short; a batch that does not fit.
     """
-    settings = {task.name: {**task.settings(), "batch": evaluation.batch} for task in evaluation.tasks}
+    alike = {"batch": evaluation.batch, "kv_bytes": KV_BYTES}
+    settings = {task.name: {**task.settings(), **alike} for task in evaluation.tasks}
     weights = fingerprint(evaluation.loaded)[:DIGEST]
     model = {"model": evaluation.model.name, "model_sha256": weights, "dtype": evaluation.dtype}
     identity = {**model, "seed": evaluation.seed}

@@ -11,7 +11,7 @@ from leankv.backend.cache_plan import KeyMeans
 from leankv.backend.engine import Engine
 from leankv.backend.evaluation.items import Item, Outcome
 from leankv.backend.live_request import LiveRequest, Sampling
-from leankv.backend.step_log import FinalState
+from leankv.backend.step_log import Held
 from leankv.backend.weights import Loaded
 from leankv.serving.errors import InputError
 from leankv.serving.formats import FP16
@@ -47,10 +47,13 @@ def follow(
     )
     for place, item in enumerate(items):
         engine.add(LiveRequest(place, item.prompt, item.output_tokens, GREEDY, forced=item.forced))
+    held: dict[int, list[Held]] = {place: [] for place in range(len(items))}
     while not engine.idle:
+        for request in engine.scheduler.decoding.values():
+            held[request.request_id].append(engine.held(request))
         before = len(engine.log.final)
         for request, final in zip(engine.step(), engine.log.final[before:], strict=True):
-            _finish(engine, watcher.outcomes[request.request_id], request, final)
+            _finish(engine, watcher.outcomes[request.request_id], request, held[request.request_id] or [final])
     if engine.preemptions:
         raise RuntimeError("a batch was preempted in a pool that was sized for it")
     return watcher.outcomes
@@ -80,15 +83,20 @@ def pool_bytes(loaded: Loaded, policy: Policy, items: Sequence[Item]) -> int:
     return pages * (page + ENTRY_BYTES) + tables
 
 
-def _finish(engine: Engine, outcome: Outcome, request: LiveRequest, final: FinalState) -> None:
-    shape = engine.cache.shape
+def _finish(engine: Engine, outcome: Outcome, request: LiveRequest, held: Sequence[Held]) -> None:
+    """held: as each decode step of the request began, which is what its tokens were predicted from."""
+    shape, steps = engine.cache.shape, len(held)
     heads, tiers = shape.layers * shape.kv_heads, engine.cache.policies[0].tiers
     outcome.output = request.output[len(request.forced) :]
     outcome.stopped = bool(outcome.output) and outcome.output[-1] in engine.eos
-    outcome.fp16_bytes = final.cached * heads * FP16.payload_bytes(shape.head_dim)
-    held = zip(final.tokens, tiers, strict=False)
-    outcome.payload_bytes = sum(tokens * layout.format.payload_bytes(shape.head_dim) for tokens, layout in held)
-    outcome.page_bytes = final.pages * engine.cache.page_bytes
+    outcome.fp16_bytes = round(sum(each.cached for each in held) * heads * FP16.payload_bytes(shape.head_dim) / steps)
+    payload = sum(
+        tokens * layout.format.payload_bytes(shape.head_dim)
+        for each in held
+        for tokens, layout in zip(each.tokens, tiers, strict=False)
+    )
+    outcome.payload_bytes = round(payload / steps)
+    outcome.page_bytes = round(sum(each.pages for each in held) * engine.cache.page_bytes / steps)
 
 
 class _Watcher:

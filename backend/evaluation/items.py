@@ -36,7 +36,7 @@ class Outcome:
     likeliest is the baseline's, and the divergence from the baseline's distribution.
 
     options: log-probability of each. output: tokens chosen freely, of which the last may be the one that ended the
-    text (`stopped`). The bytes are what the request held at its end.
+    text (`stopped`). The bytes are what the request held, mean over its decode steps, as each began.
     """
 
     log_probabilities: list[float] = field(default_factory=list)

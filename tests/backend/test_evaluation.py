@@ -289,6 +289,23 @@ def test_what_the_samples_tell() -> None:
     assert all(2 < row["kv_fp16_bytes"] / row["kv_page_bytes"] < 4 for row in by_task["perplexity"])
 
 
+def test_bytes_are_those_that_the_scored_tokens_were_predicted_from() -> None:
+    """What a recompression after the last scored token frees was there for all of them."""
+    pruning = "leankv-r:prune=0.3,low_mass=0.4,recompress_every=16"
+
+    def ratio(scored: int) -> float:
+        tasks: list[Task] = [Perplexity([TEXT], windows=2, prefix=150, scored=scored)]
+        found = evaluate(evaluation([pruning], tasks), None, lambda share: None)
+        plain = found.of("fp16").to_pylist()[0]
+        step = plain["kv_fp16_bytes"] / (150 + (scored - 1) / 2)
+        assert step == found.model.layers * found.model.kv_heads * 2 * 2 * found.model.head_dim
+        assert found.settings["perplexity"]["kv_bytes"] == found.bytes_of == "mean over decode steps"
+        return found.policies[pruning].nominal_ratio
+
+    before, at, after = ratio(15), ratio(16), ratio(32)
+    assert at == pytest.approx(before, rel=0.02) and after > 1.05 * at
+
+
 def test_longer_than_the_model_reads_is_refused() -> None:
     tasks: list[Task] = [Perplexity([TEXT], windows=1, prefix=510, scored=12)]
     with pytest.raises(InputError, match="a sample takes 523 tokens, tiny reads 512"):

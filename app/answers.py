@@ -6,6 +6,7 @@ Figures are taken over only where model and policy, with all its knobs, are thos
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from leankv.app import found
 
 HARM = 0.01  # a rise of perplexity beyond this is a loss of answers
 RIGHT = {"needle": "needles found", "answers": "answers right"}  # shares that a winner may lose
+
+LABELS = re.compile(r"^Policy\(name=.*?, (?=live=(?:True|False),)")
+"""Name, paper and summary: `kivi` and `kivi:bits=2` are one policy."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,13 @@ def _content(folder: Path) -> dict[str, Any] | None:
 
 
 def knobs(specification: str) -> str:
-    """A policy's specification up to its retention, which measurements replace."""
-    return specification.partition(", retention=")[0]
+    """What a policy does, from its specification: without its name, and up to its retention, which is measured.
+
+    A mix of policies is none of them.
+    """
+    if ") + Policy(" in specification:
+        return specification
+    return LABELS.sub("Policy(", specification.partition(", retention=")[0])
 
 
 def sentence(answers: Answers | None, model: str, best: str, others: list[str]) -> str:

@@ -196,7 +196,7 @@ def conditions(quality: Quality) -> str:
         *([windows] if windows else []),
         f"{len(quality.samples):,} samples of {len(quality.policies)} policies",
         "every score through the policy's own cache",
-        f"bytes: {quality.bytes_of}",
+        f"compression: {quality.bytes_of}",
     )
     return " · ".join(parts)
 

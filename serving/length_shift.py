@@ -105,7 +105,7 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
     d = lengths.shifts
     ratios = lengths.policy / lengths.baseline
     grown, shrunk = ratios >= GROWN, ratios <= 1 / GROWN
-    interval = _interval(ratios, np.ones(len(d)))
+    interval = ratio_interval(ratios, np.ones(len(d)))
     return Shift(
         policy,
         len(d),
@@ -119,7 +119,7 @@ def shift(policy: str, lengths: PairedLengths) -> Shift:
         float(shrunk.mean()),
         wilson(shrunk.sum(), len(d)) if len(d) > 1 else None,
         float(lengths.policy.sum() / lengths.baseline.sum()),
-        _interval(lengths.policy.astype(float), lengths.baseline.astype(float)),
+        ratio_interval(lengths.policy.astype(float), lengths.baseline.astype(float)),
         float(ratios.mean()),
         interval,
         float(lengths.capped.mean()),
@@ -138,8 +138,8 @@ def _answered(samples: pa.Table) -> list[str]:
     return list(dict.fromkeys(policy for policy, task in rows if task == TASK))
 
 
-def _interval(above: Floats, below: Floats) -> Interval | None:
-    """Of a ratio of sums of what is positive."""
+def ratio_interval(above: Floats, below: Floats) -> Interval | None:
+    """Of the ratio of two sums of what is positive, 95 %, resampled by pairs; None for a single one."""
     n = len(above)
     if n < 2:
         return None

@@ -58,6 +58,7 @@ stopped: whether a generated answer ended by itself. kv_*_bytes: of the cache, i
 and the pages held: mean over the sample's decode steps, as each began; at the sample's end in evaluations whose
 settings do not note "kv_bytes".
 """
+OBJECTS = ("model", "device", "versions", "settings", "specifications")
 KV_BYTES = "mean over decode steps"
 """What an evaluation notes of its bytes: what was held while tokens were scored, not what a last step left."""
 
@@ -105,7 +106,7 @@ class Quality:
     @property
     def bytes_of(self) -> str:
         """Of when the ratios are, in words."""
-        noted = {str(each.get("kv_bytes", "at their end")) for each in self.settings.values()}
+        noted = {str(each.get("kv_bytes", "at the samples' end")) for each in self.settings.values()}
         return " or ".join(sorted(noted)) or KV_BYTES
 
     def of(self, policy: str, task: str | None = None) -> pa.Table:
@@ -129,8 +130,13 @@ def samples_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows of COLUMNS as a table; a column that a row lacks is null."""
     import pyarrow as pa
 
-    schema = pa.schema([(name, getattr(pa, "bool_" if kind == "bool" else kind)()) for name, kind in COLUMNS.items()])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=_schema())
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, "bool_" if kind == "bool" else kind)()) for name, kind in COLUMNS.items()])
 
 
 def save_quality(quality: Quality, folder: str | Path) -> Path:
@@ -166,15 +172,16 @@ def load_quality(folder: str | Path) -> Quality:
     path = folder / SAMPLES_FILE
     try:
         samples = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        missing = [name for name in COLUMNS if name not in samples.column_names]
+        if missing:
+            raise InputError(f"{path} has no column {missing[0]!r}; run leankv evaluate again")
+        samples = samples.select(list(COLUMNS)).cast(_schema())
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"cannot read {path}: not a table of samples; run leankv evaluate again") from error
-    missing = [name for name in COLUMNS if name not in samples.column_names]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; run leankv evaluate again")
     try:
         return Quality(
             model=ModelSpec(**content["model"]),
-            samples=samples.select(list(COLUMNS)),
+            samples=samples,
             model_sha256=content.get("model_sha256"),
             **{
                 name: content[name]
@@ -206,8 +213,12 @@ def _header(quality: Quality) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        newer = content["schema_version"] > SCHEMA_VERSION
+        broken = [name for name in OBJECTS if not newer and not isinstance(content[name], dict)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot read {path}: not a quality file; name a folder that evaluate wrote") from error
-    if content.get("schema_version", 0) > SCHEMA_VERSION:
+    if broken:
+        raise InputError(f"cannot read {path}: its {broken[0]} is no object; run leankv evaluate again")
+    if newer:
         raise InputError(f"{path} has schema {content['schema_version']}, this version reads {SCHEMA_VERSION}: update")
     return content

@@ -16,6 +16,7 @@ from leankv.serving.runs import commit, config_hash
 SCHEMA_VERSION = 1
 TUNE_FILE = "tune.json"
 MEASURED = ("found", "trials", "kept")
+FOUND = ("policy", "bound", "spec", "held_in", "held_out")
 
 
 def save_tuning(result: Mapping[str, Any], path: str | Path) -> None:
@@ -47,13 +48,23 @@ def load_tuning(path: str | Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         newer = content["schema_version"] > SCHEMA_VERSION
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not newer:
+            _complete(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read {path}: not a result of tune; run leankv tune again") from error
     if newer:
         raise InputError(f"{path} has schema {content['schema_version']}, this version reads {SCHEMA_VERSION}: update")
-    for each in content.get("found", []):
-        each.setdefault("at_end", _highest_tried(each, content.get("trials", {})))
     return content
+
+
+def _complete(content: dict[str, Any]) -> None:
+    """Add what files of earlier versions lack. Raises KeyError, TypeError or AttributeError for what is no result."""
+    content["kept"].items()
+    for each in content["found"]:
+        missing = [name for name in FOUND if name not in each]
+        if missing:
+            raise KeyError(missing[0])
+        each.setdefault("at_end", _highest_tried(each, content.get("trials", {})))
 
 
 def ended_at_the_grid(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,20 +16,19 @@ REQUESTS_IN_THE_TRACE = 19_366
 
 
 def readme_command(readme: str) -> list[str]:
-    """The README's first `leankv simulate` on a file of the folder `shared`, as a list of words."""
-    command = re.search(r"^leankv (simulate --trace \.\./shared/(?:.*\\\n)*.*)$", readme, re.MULTILINE)
+    """The README's first `leankv simulate` on the trace that it downloads, as a list of words."""
+    command = re.search(r"^leankv (simulate --trace azure-conv-2023 (?:.*\\\n)*.*)$", readme, re.MULTILINE)
     assert command, "the README no longer shows the main job"
     return shlex.split(command[1].replace("\\\n", " "))
 
 
 def test_the_readme_command_completes_the_real_trace(repository: Path, shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "shared").symlink_to(shared)
-    here = tmp_path / "here"
-    here.mkdir()
     words = readme_command((repository / "README.md").read_text())
-    subprocess.run([sys.executable, "-P", "-m", "leankv.app.cli", *words], cwd=here, check=True, stdout=subprocess.PIPE)
+    child = [sys.executable, "-P", "-m", "leankv.app.cli", *words]
+    downloaded = {**os.environ, "LEANKV_TRACES": str(shared / "traces")}
+    subprocess.run(child, cwd=tmp_path, env=downloaded, check=True, stdout=subprocess.PIPE)
 
-    runs = json.loads((here / words[words.index("--json") + 1]).read_text())["runs"]
+    runs = json.loads((tmp_path / words[words.index("--json") + 1]).read_text())["runs"]
     assert [(run["policy"], run["source"]) for run in runs] == [("fp16", "simulated"), ("leankv", "simulated")]
     assert [run["summary"]["completed"] for run in runs] == [REQUESTS_IN_THE_TRACE] * 2
 

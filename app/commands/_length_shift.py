@@ -48,9 +48,9 @@ def measured_ratios(folder: Path, configs: Sequence[SimulationConfig]) -> dict[s
         _require_model(folder, quality, config)
         for policy in config.policies or (config.policy,):
             if policy.name not in found:
-                lengths = paired_lengths(quality.samples, policy.name)
-                _require_knobs(folder, quality, policy)
-                source = f"{folder}: {policy.name}"
+                evaluated = _evaluated(folder, quality, policy)
+                lengths = paired_lengths(quality.samples, evaluated)
+                source = f"{folder}: {evaluated}"
                 pairs = tuple(lengths.policy.tolist()), tuple(lengths.baseline.tolist())
                 found[policy.name] = LengthShift(*pairs, source)
     return found
@@ -66,11 +66,15 @@ def _require_model(folder: Path, quality: Quality, config: SimulationConfig) -> 
         )
 
 
-def _require_knobs(folder: Path, quality: Quality, policy: Policy) -> None:
-    if knobs(quality.specifications[policy.name]) != knobs(repr(policy)):
+def _evaluated(folder: Path, quality: Quality, policy: Policy) -> str:
+    """The name under which a policy with the same knobs was evaluated; its own where it was not evaluated at all."""
+    asked = knobs(repr(policy))
+    names = [name for name, specification in quality.specifications.items() if knobs(specification) == asked]
+    if not names and policy.name in quality.specifications:
         raise InputError(
             f"--length-shift {folder}: {policy.name} had other knobs when it was evaluated; evaluate it again"
         )
+    return next(iter(names), policy.name)
 
 
 def shifted_figures(
@@ -98,11 +102,15 @@ def _measured(config: SimulationConfig, ratios: Mapping[str, LengthShift]) -> di
     from leankv.serving.paired import BASELINE
 
     names = [policy.name for policy in config.policies or (config.policy,) if policy.name != BASELINE]
-    found = {name: ratios[name] for name in names}
-    return {
-        name: {"pairs": each.pairs, "total_ratio": each.total_ratio, "source": each.source}
-        for name, each in found.items()
-    }
+    return {name: _told(ratios[name]) for name in names}
+
+
+def _told(lengths: LengthShift) -> dict[str, Any]:
+    from leankv.serving.length_shift import ratio_interval
+
+    interval = ratio_interval(np.array(lengths.policy, dtype=float), np.array(lengths.uncompressed, dtype=float))
+    figures = {"pairs": lengths.pairs, "total_ratio": lengths.total_ratio, "total_ratio_interval": interval}
+    return {**figures, "source": lengths.source}
 
 
 def _figures(

@@ -129,12 +129,14 @@ def _evaluation(options: Options, policies: list[Policy]) -> Evaluation:
         windows=options.windows,
         prefix=options.prefix,
         scored=options.scored,
-        contexts=options.contexts or None,
+        contexts=tuple(dict.fromkeys(options.contexts)) or None,
         each=options.answers,
         cap=options.max_output,
     )
     sources = Sources(options.texts, options.mmlu, options.gsm8k)
     tasks = tasks_of(amounts, options.task, sources, options.seed)
+    for task in tasks:
+        task.settings()  # digests of the files that it reads, so that one that is missing is told before a model loads
     device = device_named(options.backend)
     loaded = loaded_on(options.model, device)
     centred = any("centred" in policy.key_transform for policy in policies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
@@ -86,7 +87,7 @@ def _mmlu(path: Path) -> Iterator[tuple[str, Question]]:
         with tarfile.open(path) as archive:
             names = sorted(name for name in archive.getnames() if name.endswith("_test.csv"))
             tables = {name: archive.extractfile(name).read().decode("utf-8") for name in names}  # type: ignore[union-attr]
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, AttributeError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; give an archive with MMLU's *_test.csv files") from error
     if not tables:
         raise InputError(f"{path} holds no *_test.csv; give an archive with MMLU's CSV files")

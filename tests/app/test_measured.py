@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from leankv.app import answers, profiles, scoreboard, sweeppanel, tunings
 from leankv.app.scenario import Scenario
+from leankv.serving.errors import InputError
 from leankv.serving.policies.registry import policy_named
 
 MODEL = "smollm2-135m"
@@ -112,11 +113,12 @@ def test_no_answers_are_told_of_a_model_that_was_not_evaluated(quality: Path) ->
 
 
 def test_answers_are_matched_by_the_policys_knobs(quality: Path) -> None:
-    found = answers.measured(MODEL, specifications("kivi", "kivi:bits=4", "leankv", "fp8"))
+    asked = specifications("kivi", "kivi:bits=4", "kivi:bits=4,residual=64", "leankv", "leankv:alpha_high=1", "fp8")
+    mix = f"{asked['leankv']} + {asked['fp8']}"
+    found = answers.measured(MODEL, {**asked, "leankv+fp8": mix})
     assert found is not None
-    assert {"kivi:bits=4", "leankv"} <= set(found.scores)
-    assert "fp8" not in found.scores
-    assert ("kivi" in found.scores) == (repr(policy_named("kivi")) == repr(policy_named("kivi:bits=4")))
+    assert {"kivi:bits=4", "leankv", "leankv:alpha_high=1"} == set(found.scores)
+    assert answers.knobs(asked["kivi"]) == answers.knobs(repr(policy_named("kivi:bits=2")))
     assert answers.measured("llama-3.1-8b", specifications("leankv")) is None
 
 
@@ -256,6 +258,15 @@ def test_the_tunings_that_ship_are_read_and_name_policies_that_can_be_run(reposi
         assert policy_named(each["spec"]).name == each["spec"] and each["spec"].startswith(each["policy"])
         assert all(knob in each["spec"] for knob in each["at_end"])
     assert "windows searched" in tunings.conditions(tunings.opened(shipped, model), shipped)
+
+
+@pytest.mark.parametrize("found", ["[{}]", "3", "null"])
+def test_a_file_that_is_no_tuning_is_told(found: str, tmp_path: Path) -> None:
+    from leankv.serving.tuning import load_tuning
+
+    (tmp_path / "tune.json").write_text(f'{{"schema_version": 1, "kept": {{}}, "found": {found}}}')
+    with pytest.raises(InputError, match="not a result of tune"):
+        load_tuning(tmp_path / "tune.json")
 
 
 def test_an_older_file_tells_the_highest_levels_that_it_tried(tmp_path: Path) -> None:

@@ -358,6 +358,10 @@ def test_mmlu_and_gsm8k_by_path(tmp_path: Path) -> None:
         asked.items(Letters())
     with pytest.raises(InputError, match="MMLU"):
         Choice(questions=1, mmlu=problems).items(Letters())
+    half = tmp_path / "half.tar.gz"
+    half.write_bytes((tmp_path / "mmlu.tar.gz").read_bytes()[:-60])
+    with pytest.raises(InputError, match="cannot read"):
+        Choice(questions=1, mmlu=half).items(Letters())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from leankv.serving.errors import InputError
@@ -151,3 +153,25 @@ def test_unreadable_folders_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / QUALITY_FILE).write_text('{"schema_version": 99}')
     with pytest.raises(InputError, match="schema 99"):
         load_quality(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["[]", "null", '"abc"', '{"schema_version": "x"}', '{"schema_version": 1}'])
+def test_what_is_json_but_no_quality_file_is_told(written: str, tmp_path: Path) -> None:
+    save_quality(quality(some_rows()), tmp_path)
+    (tmp_path / QUALITY_FILE).write_text(written)
+    with pytest.raises(InputError, match="not a quality file"):
+        load_quality(tmp_path)
+
+
+def test_parts_of_another_kind_are_told(tmp_path: Path) -> None:
+    folder = save_quality(quality(some_rows()), tmp_path)
+    content = json.loads((folder / QUALITY_FILE).read_text())
+    (folder / QUALITY_FILE).write_text(json.dumps({**content, "device": 3}))
+    with pytest.raises(InputError, match="its device is no object"):
+        load_quality(folder)
+    (folder / QUALITY_FILE).write_text(json.dumps(content))
+    samples = pq.read_table(folder / SAMPLES_FILE)
+    words = pa.array(["good"] * len(samples))
+    pq.write_table(samples.set_column(samples.column_names.index("score"), "score", words), folder / SAMPLES_FILE)
+    with pytest.raises(InputError, match="not a table of samples"):
+        load_quality(folder)

@@ -46,7 +46,7 @@ class Axis:
 def frontier(points: Sequence[Point], axis: Axis, dark: bool = False, height: int = 460) -> Chart:
     """Quality against physical compression, a mark a policy with its interval; up and right is better.
 
-    The broken line joins the policies that no other beats in both; these are named where they stand, all in the legend.
+    The broken line joins the policies that no other beats in both; these are numbered along it and in the legend.
     A policy beyond the axis' cut stands at its edge.
     """
     import plotly.graph_objects as go
@@ -65,6 +65,7 @@ def frontier(points: Sequence[Point], axis: Axis, dark: bool = False, height: in
         )
     )
     found = looks([point.policy for point in points], dark)
+    numbers = {point.policy: f"{place}" for place, point in enumerate(edge, start=1)}
     for place, point in enumerate(sorted(points, key=lambda point: point.ratio)):
         look = found[point.policy]
         figure.add_trace(
@@ -73,16 +74,16 @@ def frontier(points: Sequence[Point], axis: Axis, dark: bool = False, height: in
                 y=[_cut(point.value, axis)],
                 error_y=_bar(point, axis),
                 mode="markers+text",
-                text=[_label(point, axis)],
-                textposition="top center" if place % 2 else "bottom center",
-                textfont={"color": look.colour},
+                text=[_figure(point.value, axis) if _beyond(point, axis) else numbers.get(point.policy, "")],
+                textposition=_beside(point, axis, place),
+                textfont={"color": ink(dark), "size": 13},
                 marker={
                     "color": look.colour,
                     "symbol": look.marker,
                     "size": 13,
                     "line": {"width": 1, "color": ink(dark)},
                 },
-                name=_short(point.policy),
+                name=" ".join(filter(None, (numbers.get(point.policy), _short(point.policy)))),
                 hovertemplate=f"{point.policy}: {_told(point, axis)} at {point.ratio:.2f}x<extra></extra>",
             )
         )
@@ -285,11 +286,11 @@ def _bar(point: Point, axis: Axis) -> dict[str, object] | None:
     return {"type": "data", "symmetric": False, "array": [over], "arrayminus": [under], "thickness": 1.5, "width": 4}
 
 
-def _label(point: Point, axis: Axis) -> str:
-    """Names of all would lie on each other: the frontier's are enough, and figures of what the axis cuts off."""
-    if _beyond(point, axis):
-        return _figure(point.value, axis)
-    return _short(point.policy).replace(",", ",<br>") if point.on_frontier else ""
+def _beside(point: Point, axis: Axis, place: int) -> str:
+    """Numbers off the intervals' bars; figures at the edge above and below in turn, since marks are close there."""
+    if not _beyond(point, axis):
+        return "top right"
+    return "top center" if place % 2 else "bottom center"
 
 
 def _short(policy: str) -> str:

@@ -154,6 +154,14 @@ def test_a_collapsed_policy_stands_at_the_edge_with_its_figure(quality: Quality)
     assert chart.figure.layout.yaxis.autorange == "reversed"
 
 
+def test_the_frontiers_marks_are_numbered_as_the_legend_is(quality: Quality) -> None:
+    found = qualitywords.points(quality, "perplexity")
+    chart = figures.frontier(found, qualitywords.AXES["perplexity"][0])
+    numbered = {trace.name: trace.text[0] for trace in chart.figure.data if trace.name[0].isdigit()}
+    assert numbered == {"1 fp16": "1", "2 int8": "2", "3 leankv": "3", "4 leankv-r": "4"}
+    assert sum(point.on_frontier for point in found) == 4
+
+
 def test_needles_are_counted_by_place(quality: Quality) -> None:
     samples = quality.of("leankv", "needle")
     chart = figures.needles("leankv", samples)

@@ -172,16 +172,15 @@ def load_quality(folder: str | Path) -> Quality:
     path = folder / SAMPLES_FILE
     try:
         samples = pq.read_table(path)
-        missing = [name for name in COLUMNS if name not in samples.column_names]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]!r}; run leankv evaluate again")
-        samples = samples.select(list(COLUMNS)).cast(_schema())
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read {path}: not a table of samples; run leankv evaluate again") from error
+    wrong = [field for field in _schema() if field not in samples.schema]
+    if wrong:
+        raise InputError(f"{path} has no column {wrong[0].name!r} of {wrong[0].type}; run leankv evaluate again")
     try:
         return Quality(
             model=ModelSpec(**content["model"]),
-            samples=samples,
+            samples=samples.select(list(COLUMNS)),
             model_sha256=content.get("model_sha256"),
             **{
                 name: content[name]

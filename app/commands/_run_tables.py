@@ -112,16 +112,14 @@ def _shifted(key: str, digits: int = 1) -> Figure:
     return shown
 
 
-def _prompt_pairs(summary: Mapping[str, Any]) -> str:
-    """Prompts behind the measured ratios, by lossy policy."""
-    measured = (summary.get(SHIFTED) or {}).get("measured") or {}
-    return " + ".join(f"{each['pairs']:,}" for each in measured.values()) or "-"
+def _measured(shown: Callable[[Mapping[str, Any]], str]) -> Figure:
+    """Of what the longer outputs are drawn from, by lossy policy."""
 
+    def joined(summary: Mapping[str, Any]) -> str:
+        measured = (summary.get(SHIFTED) or {}).get("measured") or {}
+        return " + ".join(map(shown, measured.values())) or "-"
 
-def _measured_ratio(summary: Mapping[str, Any]) -> str:
-    """All tokens over fp16's on those prompts, by lossy policy: what the served tokens are drawn from."""
-    measured = (summary.get(SHIFTED) or {}).get("measured") or {}
-    return " + ".join(map(_with_interval, measured.values())) or "-"
+    return joined
 
 
 def _with_interval(each: Mapping[str, Any]) -> str:
@@ -132,8 +130,8 @@ def _with_interval(each: Mapping[str, Any]) -> str:
 SHIFTED_ROWS: tuple[tuple[str, Figure], ...] = (
     ("with outputs as long as measured", lambda summary: ""),
     ("  output tokens served, over the trace's", _shifted("output_ratio", 3)),
-    ("  prompts that both lengths were measured on", _prompt_pairs),
-    ("  tokens over fp16's on those prompts, 95 %", _measured_ratio),
+    ("  prompts that both lengths were measured on", _measured(lambda each: f"{each['pairs']:,}")),
+    ("  tokens over fp16's on those prompts, 95 %", _measured(_with_interval)),
     ("  E2EL ms, mean", _shifted("mean_e2el_ms")),
     ("  output tokens/s", _shifted("output_throughput")),
     ("  requests/s", _shifted("request_throughput", 2)),

@@ -171,7 +171,11 @@ def test_parts_of_another_kind_are_told(tmp_path: Path) -> None:
         load_quality(folder)
     (folder / QUALITY_FILE).write_text(json.dumps(content))
     samples = pq.read_table(folder / SAMPLES_FILE)
-    words = pa.array(["good"] * len(samples))
-    pq.write_table(samples.set_column(samples.column_names.index("score"), "score", words), folder / SAMPLES_FILE)
-    with pytest.raises(InputError, match="not a table of samples"):
+    place = samples.column_names.index("score")
+    for other in (pa.array(["0.5"] * len(samples)), pa.array([[0.5]] * len(samples))):
+        pq.write_table(samples.set_column(place, "score", other), folder / SAMPLES_FILE)
+        with pytest.raises(InputError, match="no column 'score' of double"):
+            load_quality(folder)
+    pq.write_table(samples.drop_columns(["score"]), folder / SAMPLES_FILE)
+    with pytest.raises(InputError, match="no column 'score' of double"):
         load_quality(folder)
